@@ -1,0 +1,106 @@
+"""The model's definitions in numpy (arXiv 2402.03216, section 3.1): from a head's raw output to a vector, from two
+vectors to a score, from three scores to one.
+
+They agree with FlagEmbedding to the letter: of a token that occurs twice the larger weight counts, special tokens are
+left out of the sparse vector, the first token is left out of the multi-vector and `</s>` is not, and the MaxSim score
+is a mean over the query's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from m3edge.embeddings import SparseRows, TokenRows
+from m3edge.model_folder import PRESETS
+
+
+class Weights(NamedTuple):
+    """How much each part counts in the hybrid score."""
+
+    dense: float
+    sparse: float
+    tokens: float
+
+
+def resolve_weights(
+    weights: str | Sequence[float], presets: Mapping[str, Sequence[float]] = PRESETS
+) -> Weights:
+    """A preset's name, or three numbers (dense, sparse, tokens), as Weights.
+
+    Raises ValueError for an unknown name, another count of numbers, a negative or non-finite one, or three zeros.
+    """
+    if isinstance(weights, str):
+        if weights not in presets:
+            raise ValueError(f"weights must be three numbers or one of {sorted(presets)}, got {weights!r}")
+        weights = presets[weights]
+    values = [float(value) for value in weights]
+    if len(values) != 3:
+        raise ValueError(f"weights must be three numbers (dense, sparse, tokens), got {len(values)}")
+    if not all(np.isfinite(values)) or min(values) < 0 or max(values) == 0:
+        raise ValueError(f"weights must be finite, at least 0 and not all 0, got {values}")
+    return Weights(*values)
+
+
+def sparse_row(
+    token_ids: np.ndarray, token_weights: np.ndarray, dropped_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One text's lexical vector: w_t = max over the positions of token t of ReLU(w_lex · H[i] + b).
+
+    token_ids:     int64 [n], the text's tokens, prefix already left out
+    token_weights: float32 [n], the sparse head's output, after its ReLU
+    dropped_ids:   int64 [m], ids that are never part of a lexical vector: `<s>`, `</s>`, `<pad>`, `<unk>`
+    returns ids int64 (ascending), weights float32, counts int32, as in SparseRows
+    """
+    kept = ~np.isin(token_ids, dropped_ids)
+    ids, positions, counts = np.unique(token_ids[kept], return_inverse=True, return_counts=True)
+    weights = np.zeros(len(ids), np.float32)
+    np.maximum.at(weights, positions, token_weights[kept])
+    return ids.astype(np.int64), weights, counts.astype(np.int32)
+
+
+def dense_scores(query: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """s_dense = ⟨e_q, e_p⟩ of one query with each passage.
+
+    query: float32 [dim]; passages: float32 [n, dim]; returns float32 [n]
+    """
+    return passages @ query
+
+
+def lexical_scores(query: SparseRows, passages: SparseRows) -> np.ndarray:
+    """s_lex = Σ_{t ∈ q∩p} w_qt · w_pt of one query (one row) with each passage; returns float32 [n]."""
+    position = np.searchsorted(query.ids, passages.ids)
+    position[position == len(query.ids)] = 0
+    shared = query.ids[position] == passages.ids if len(query.ids) else np.zeros(len(passages.ids), bool)
+    products = np.zeros(len(passages.ids), np.float32)
+    products[shared] = query.weights[position[shared]] * passages.weights[shared]
+    return _sum_rows(products, passages.offsets)
+
+
+def maxsim(query: np.ndarray, passages: TokenRows) -> np.ndarray:
+    """s_mul = mean over the query's tokens i of max_j ⟨E_q[i], E_p[j]⟩, of one query with each passage.
+
+    query: float32 [n_query_tokens, dim], unit rows; passages: unit rows; returns float32 [n], 0 for an empty passage
+    """
+    lengths = np.diff(passages.offsets)
+    scores = np.zeros(len(lengths), np.float32)
+    filled = lengths > 0
+    if len(query) and filled.any():
+        similarities = query @ passages.vectors.T
+        scores[filled] = np.maximum.reduceat(similarities, passages.offsets[:-1][filled], axis=1).mean(axis=0)
+    return scores
+
+
+def hybrid_scores(dense: np.ndarray, sparse: np.ndarray, tokens: np.ndarray, weights: Weights) -> np.ndarray:
+    """s = w1 · s_dense + w2 · s_lex + w3 · s_mul, element by element; float32 arrays of one shape."""
+    return np.float32(weights.dense) * dense + np.float32(weights.sparse) * sparse + np.float32(weights.tokens) * tokens
+
+
+def _sum_rows(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    sums = np.zeros(len(offsets) - 1, np.float32)
+    filled = np.diff(offsets) > 0
+    if filled.any():
+        sums[filled] = np.add.reduceat(values, offsets[:-1][filled])
+    return sums
