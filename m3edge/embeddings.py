@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class TokenRows(NamedTuple):
 
     vectors: np.ndarray
     offsets: np.ndarray
+
+
+_Rows = TypeVar("_Rows", SparseRows, TokenRows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ class Embeddings:
         if self.sparse is not None:
             bounds = self.sparse.offsets.tolist()
             lexical = []
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            for start, stop in pairwise(bounds):
                 row = zip(self.sparse.ids[start:stop].tolist(), self.sparse.weights[start:stop].tolist(), strict=True)
                 lexical.append({str(token): weight for token, weight in row if weight > 0})
         colbert = None if self.tokens is None else np.split(self.tokens.vectors, self.tokens.offsets[1:-1])
@@ -103,22 +107,18 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
     tokens = [part.tokens for part in parts if part.tokens is not None]
     return Embeddings(
         dense=None if first.dense is None else np.concatenate([part.dense for part in parts if part.dense is not None]),
-        sparse=SparseRows(*_concatenate_rows(sparse)) if sparse else None,
-        tokens=TokenRows(*_concatenate_rows(tokens)) if tokens else None,
+        sparse=concatenate_rows(sparse) if sparse else None,
+        tokens=concatenate_rows(tokens) if tokens else None,
         truncated=np.concatenate([part.truncated for part in parts]),
     )
 
 
-def _slice_rows(rows: Sequence[np.ndarray], start: int, stop: int) -> list[np.ndarray]:
-    *flat, offsets = rows
-    first, last = offsets[start], offsets[stop]
-    return [*(array[first:last] for array in flat), offsets[start : stop + 1] - first]
-
-
-def _concatenate_rows(parts: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    flat = [np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:-1]]
-    lengths = np.concatenate([np.diff(part[-1]) for part in parts])
-    return [*flat, offsets_of(lengths)]
+def concatenate_rows(parts: Sequence[_Rows]) -> _Rows:
+    """Join SparseRows, or TokenRows, one after another; at least one part."""
+    columns: list[tuple[np.ndarray, ...]] = list(zip(*parts, strict=True))
+    flat: list[np.ndarray] = [np.concatenate(column) for column in columns[:-1]]
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return type(parts[0])._make([*flat, offsets_of(lengths)])
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -126,3 +126,9 @@ def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def _slice_rows(rows: Sequence[np.ndarray], start: int, stop: int) -> list[np.ndarray]:
+    *flat, offsets = rows
+    first, last = offsets[start], offsets[stop]
+    return [*(array[first:last] for array in flat), offsets[start : stop + 1] - first]

@@ -1,10 +1,10 @@
 """The exceptions m3edge raises for what is wrong outside the caller's arguments.
 
     M3EdgeError
-    ├── FormatError (also ValueError)     a file or folder is not what it should be: the message names it and the way out
-    ├── ModelMismatchError (also ValueError)   an index is used with a model it was not built with
-    ├── ProviderError (also RuntimeError)   the requested hardware backend is not there, or is not what really runs
-    └── CancelledError                    the caller asked a long job to stop
+    ├── FormatError (ValueError)         a file or folder is not what it should be: names it and the way out
+    ├── ModelMismatchError (ValueError)  an index is used with a model it was not built with
+    ├── ProviderError (RuntimeError)     the requested hardware backend is not there, or is not what really runs
+    └── CancelledError                   the caller asked a long job to stop
 
 A wrong argument is a plain ValueError or TypeError; a missing optional package is an ImportError with the pip command.
 """

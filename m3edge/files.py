@@ -1,4 +1,4 @@
-"""Writing files and folders so that a crash leaves the old one or the new one, never half of one; and their checksums."""
+"""Checksums of files, and writing files and folders so that a crash leaves the old one or the new one, never half."""
 
 from __future__ import annotations
 

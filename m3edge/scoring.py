@@ -25,9 +25,7 @@ class Weights(NamedTuple):
     tokens: float
 
 
-def resolve_weights(
-    weights: str | Sequence[float], presets: Mapping[str, Sequence[float]] = PRESETS
-) -> Weights:
+def resolve_weights(weights: str | Sequence[float], presets: Mapping[str, Sequence[float]] = PRESETS) -> Weights:
     """A preset's name, or three numbers (dense, sparse, tokens), as Weights.
 
     Raises ValueError for an unknown name, another count of numbers, a negative or non-finite one, or three zeros.

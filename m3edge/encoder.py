@@ -1,0 +1,232 @@
+"""Encoder: texts to Embeddings. Plans the batches, runs the session, and applies the definitions of scoring.py."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from m3edge.embeddings import Embeddings, SparseRows, TokenRows, offsets_of
+from m3edge.errors import CancelledError
+from m3edge.model_folder import (
+    DENSE_OUTPUT,
+    SPARSE_OUTPUT,
+    TOKENIZER,
+    TOKENS_OUTPUT,
+    ModelInfo,
+    read_model_folder,
+)
+from m3edge.progress import progress_bar
+from m3edge.scoring import sparse_row
+from m3edge.session import Session, open_session
+from m3edge.tokenization import TokenizedText, Tokenizer
+
+# The three heads, by the name of their part of Embeddings, and the graph output each comes from.
+HEADS = {"dense": DENSE_OUTPUT, "sparse": SPARSE_OUTPUT, "tokens": TOKENS_OUTPUT}
+ALL_HEADS = tuple(HEADS)
+
+_DEFAULT_BATCH_TOKENS = 4096  # padded tokens a batch; more gains nothing on a CPU and costs memory
+_BLOCK_TEXTS = 4096  # texts tokenized and sorted by length together
+
+
+class Encoder:
+    """A loaded model. Safe to call from several threads.
+
+    info: what the model is; session: the graph and the hardware it runs on
+    """
+
+    def __init__(self, info: ModelInfo, session: Session, tokenizer: Tokenizer) -> None:
+        self.info = info
+        self.session = session
+        self.tokenizer = tokenizer
+        self._dropped_ids = np.array(info.special_ids, np.int64)
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, provider: str = "auto", *, n_threads: int | None = None, verify: bool = True
+    ) -> Encoder:
+        """Load a model folder.
+
+        provider:  "auto" for the best that is installed, or "cpu", "cuda", "tensorrt", "directml", "coreml", "openvino"
+        n_threads: CPU threads; by default as many as this process may use
+        verify:    compare every file with its checksum first (about a second for 1.5 GB)
+        Raises FormatError for a folder that is damaged or no model, ProviderError when the provider does not really
+        run, ImportError when no onnxruntime is installed.
+        """
+        folder = Path(folder)
+        info = read_model_folder(folder, verify=verify)
+        return cls(info, open_session(folder, provider, n_threads), Tokenizer(folder / TOKENIZER))
+
+    @property
+    def provider(self) -> str:
+        """The backend that really runs: "cpu", "cuda", …"""
+        return self.session.provider
+
+    def encode_queries(
+        self,
+        texts: str | Sequence[str],
+        *,
+        heads: Sequence[str] = ALL_HEADS,
+        max_length: int | None = None,
+        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        progress: bool | None = False,
+        cancel: threading.Event | None = None,
+    ) -> Embeddings:
+        """Encode search queries: `encode` with the model's query prefix."""
+        return self._encode(texts, self.info.query_prefix, heads, max_length, batch_tokens, progress, cancel)
+
+    def encode_passages(
+        self,
+        texts: str | Sequence[str],
+        *,
+        heads: Sequence[str] = ALL_HEADS,
+        max_length: int | None = None,
+        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        progress: bool | None = False,
+        cancel: threading.Event | None = None,
+    ) -> Embeddings:
+        """Encode texts to be searched: `encode` with the model's passage prefix."""
+        return self._encode(texts, self.info.passage_prefix, heads, max_length, batch_tokens, progress, cancel)
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        heads: Sequence[str] = ALL_HEADS,
+        max_length: int | None = None,
+        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        progress: bool | None = False,
+        cancel: threading.Event | None = None,
+    ) -> Embeddings:
+        """Encode texts as they are, without a prefix.
+
+        texts:        one text (n = 1) or several; an empty text is allowed
+        heads:        which parts to compute, of "dense", "sparse", "tokens"; the others are None
+        max_length:   tokens at which a text is cut, at most and by default the model's own limit
+        batch_tokens: bound on the padded tokens in one run of the model (one text may exceed it alone)
+        progress:     True shows a progress bar, None only when stderr is a terminal and it takes over a second
+        cancel:       an event that, once set by another thread, stops the job between two batches
+        returns the embeddings in the order of the texts; a text's vectors do not depend on the others'
+        Raises TypeError when a text is no string, CancelledError when cancelled.
+        """
+        return self._encode(texts, "", heads, max_length, batch_tokens, progress, cancel)
+
+    def _encode(
+        self,
+        texts: str | Sequence[str],
+        prefix: str,
+        heads: Sequence[str],
+        max_length: int | None,
+        batch_tokens: int,
+        progress: bool | None,
+        cancel: threading.Event | None,
+    ) -> Embeddings:
+        texts = _checked_texts(texts)
+        heads = _checked_heads(heads)
+        max_length = self._checked_max_length(max_length)
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        rows = _RowCollector(self.info, heads, len(texts), self._dropped_ids)
+        with progress_bar(len(texts), "text", "encoding", progress) as bar:
+            for start in range(0, len(texts), _BLOCK_TEXTS):
+                block = self.tokenizer.tokenize(
+                    texts[start : start + _BLOCK_TEXTS], prefix=prefix, max_length=max_length
+                )
+                for batch in plan_batches([len(text.ids) for text in block], batch_tokens):
+                    if cancel is not None and cancel.is_set():
+                        raise CancelledError(f"encoding was cancelled after {bar.n} of {len(texts)} texts")
+                    members = [block[i] for i in batch]
+                    outputs = self.session.run(*_padded(members, self.info.pad_id), [HEADS[head] for head in heads])
+                    for row, i in enumerate(batch):
+                        rows.put(start + i, block[i], {h: out[row] for h, out in zip(heads, outputs, strict=True)})
+                    bar.update(len(batch))
+        return rows.embeddings()
+
+    def _checked_max_length(self, max_length: int | None) -> int:
+        if max_length is None:
+            return self.info.max_length
+        if not 3 <= max_length <= self.info.max_length:
+            raise ValueError(f"max_length must be from 3 to the model's {self.info.max_length}, got {max_length}")
+        return max_length
+
+
+class _RowCollector:
+    """Takes the texts' outputs in any order and gives them back as Embeddings in the order of the texts."""
+
+    def __init__(self, info: ModelInfo, heads: Sequence[str], n_texts: int, dropped_ids: np.ndarray) -> None:
+        self._heads = heads
+        self._dropped_ids = dropped_ids
+        self._token_dim = info.token_dim
+        self._truncated = np.zeros(n_texts, bool)
+        self._dense = np.zeros((n_texts, info.dense_dim), np.float32)
+        self._sparse: list = [None] * n_texts
+        self._tokens: list = [None] * n_texts
+
+    def put(self, index: int, text: TokenizedText, outputs: dict[str, np.ndarray]) -> None:
+        """outputs: dense [d], sparse [seq] and tokens [seq, dt] of one text, padding still at the end."""
+        content = slice(text.content.start, len(text.ids))
+        self._truncated[index] = text.truncated
+        if "dense" in outputs:
+            self._dense[index] = outputs["dense"]
+        if "sparse" in outputs:
+            self._sparse[index] = sparse_row(text.ids[content], outputs["sparse"][content], self._dropped_ids)
+        if "tokens" in outputs:
+            self._tokens[index] = outputs["tokens"][content].copy()  # a view would keep the whole padded batch alive
+
+    def embeddings(self) -> Embeddings:
+        sparse = tokens = None
+        if "sparse" in self._heads:
+            flat = zip(*self._sparse, strict=True) if self._sparse else ([], [], [])
+            parts = [
+                np.concatenate([np.empty(0, dtype), *arrays])
+                for dtype, arrays in zip((np.int64, np.float32, np.int32), flat, strict=True)
+            ]
+            sparse = SparseRows._make([*parts, offsets_of([len(row[0]) for row in self._sparse])])
+        if "tokens" in self._heads:
+            vectors = np.concatenate([np.empty((0, self._token_dim), np.float32), *self._tokens])
+            tokens = TokenRows(vectors, offsets_of([len(rows) for rows in self._tokens]))
+        dense = self._dense if "dense" in self._heads else None
+        return Embeddings(dense=dense, sparse=sparse, tokens=tokens, truncated=self._truncated)
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Group texts of similar length: yields lists of positions, longest texts first.
+
+    A batch's padded size, its longest text times its texts, stays within batch_tokens unless it is one text.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths stay in input order
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _padded(texts: Sequence[TokenizedText], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """input_ids and attention_mask, int64 [batch, seq]."""
+    longest = max(len(text.ids) for text in texts)
+    input_ids = np.full((len(texts), longest), pad_id, np.int64)
+    attention_mask = np.zeros((len(texts), longest), np.int64)
+    for row, text in enumerate(texts):
+        input_ids[row, : len(text.ids)] = text.ids
+        attention_mask[row, : len(text.ids)] = 1
+    return input_ids, attention_mask
+
+
+def _checked_texts(texts: str | Sequence[str]) -> list[str]:
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}] must be a string, got {type(text).__name__}")
+    return texts
+
+
+def _checked_heads(heads: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(heads, str):
+        heads = (heads,)
+    unknown = [head for head in heads if head not in HEADS]
+    if unknown or not heads:
+        raise ValueError(f"heads must be one or more of {list(HEADS)}, got {list(heads)}")
+    return tuple(dict.fromkeys(heads))

@@ -1,0 +1,87 @@
+"""One hybrid search over an index's state, by the paper's protocol (arXiv 2402.03216, section 4):
+
+the candidates are the union of the dense and the sparse top lists; every candidate gets all its scores, exactly; the
+weighted sum ranks. A part whose weight is 0 is not computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from m3edge.embeddings import Embeddings
+from m3edge.index.state import SearchState
+from m3edge.index.tokens import TokenStore
+from m3edge.scoring import Weights, dense_scores, hybrid_scores, maxsim
+
+
+class Ranking(NamedTuple):
+    """The best documents, best first.
+
+    rows: int64 [k]; scores: float32 [k];
+    dense, sparse, tokens: float32 [k], the three parts; None where the part's weight is 0
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    dense: np.ndarray | None
+    sparse: np.ndarray | None
+    tokens: np.ndarray | None
+
+
+def needed_heads(weights: Weights) -> tuple[str, ...]:
+    """The parts of a query's embeddings that a search with these weights uses."""
+    heads = [head for head, weight in zip(("dense", "sparse", "tokens"), weights, strict=True) if weight > 0]
+    # MaxSim only reranks: when nothing else counts, the dense vectors still name the candidates.
+    return tuple(heads) if heads != ["tokens"] else ("dense", "tokens")
+
+
+def search(
+    state: SearchState, tokens: TokenStore, query: Embeddings, k: int, weights: Weights, candidates: int
+) -> Ranking:
+    """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
+
+    candidates: how many documents the dense and the sparse part each put forward; at least k are taken
+    """
+    heads = needed_heads(weights)
+    n = max(k, candidates)
+    found = []
+    if "dense" in heads:
+        assert query.dense is not None
+        found.append(state.positions(state.graph.search(query.dense[0], n)))
+    if "sparse" in heads:
+        assert query.sparse is not None
+        lexical = state.postings.scores(query.sparse) * state.alive
+        found.append(top(lexical, n))
+    positions = np.unique(np.concatenate(found))
+    rows = state.rows[positions]
+
+    dense = sparse = multi = None
+    if weights.dense > 0:
+        assert query.dense is not None
+        dense = dense_scores(query.dense[0], state.graph.vectors(rows))
+    if weights.sparse > 0:
+        sparse = lexical[positions]
+    if weights.tokens > 0:
+        assert query.tokens is not None
+        passages = tokens.read(state.token_starts[positions], state.token_counts[positions])
+        multi = maxsim(query.tokens.vectors, passages)
+
+    zero = np.zeros(len(positions), np.float32)
+    parts = [zero if part is None else part for part in (dense, sparse, multi)]
+    total = hybrid_scores(parts[0], parts[1], parts[2], weights)
+    best = np.argsort(-total, kind="stable")[:k]  # stable: of equal scores the older document comes first
+    chosen = [None if part is None else part[best] for part in (dense, sparse, multi)]
+    return Ranking(rows[best], total[best], chosen[0], chosen[1], chosen[2])
+
+
+def top(scores: np.ndarray, n: int) -> np.ndarray:
+    """Positions of the n largest scores above 0, best first; of equal scores the lower position first."""
+    if n < len(scores):
+        # the n-th largest value bounds the candidates; ties at the bound are settled by the sort
+        candidates = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
+    else:
+        candidates = np.arange(len(scores))
+    candidates = candidates[scores[candidates] > 0]
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:n]]

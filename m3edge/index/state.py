@@ -1,0 +1,96 @@
+"""What a search needs in memory, all of it derived from the store: the graph, the postings, and who lives where.
+
+Documents stand at positions 0, 1, 2 … in the order of their rows; a deleted document keeps its position, marked as not
+alive. `catch_up` is the only way in: after a write, after another process's write, and when a saved state is older than
+the store.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from m3edge.index.dense import DenseIndex, HnswConfig
+from m3edge.index.derived import Stamp, derived_stamp, save_derived
+from m3edge.index.sparse import PostingIndex
+from m3edge.index.store import Store
+from m3edge.progress import progress_bar
+
+GRAPH_FILE = "dense.hnsw"
+POSTINGS_FILE = "postings.npz"
+_BLOCK_ROWS = 1000  # rows taken over at once: bounds the memory, and how long a search waits for its turn
+
+
+class SearchState:
+    """rows: int64 [n], ascending; alive: bool [n]; token_starts, token_counts: int64 [n];
+    graph: DenseIndex, knows rows; postings: PostingIndex, knows positions."""
+
+    def __init__(self, dim: int, config: HnswConfig, n_threads: int) -> None:
+        self.stamp = Stamp(generation=0, last_row=0)
+        self.rows = np.empty(0, np.int64)
+        self.alive = np.empty(0, bool)
+        self.token_starts = np.empty(0, np.int64)
+        self.token_counts = np.empty(0, np.int64)
+        self.graph = DenseIndex(dim, config, n_threads)
+        self.postings = PostingIndex()
+
+    @classmethod
+    def load(cls, folder: Path, store: Store, dim: int, config: HnswConfig, n_threads: int) -> SearchState:
+        """The saved state, as old as it may be; an empty one where there is none, or none that is whole."""
+        state = cls(dim, config, n_threads)
+        stamps = {derived_stamp(folder / name) for name in (GRAPH_FILE, POSTINGS_FILE)}
+        stamp = stamps.pop()
+        if stamps or stamp is None or stamp.generation > store.generation:
+            return state
+        with np.load(folder / POSTINGS_FILE, allow_pickle=False) as arrays:
+            state.rows, state.alive = arrays["rows"], arrays["alive"]
+            state.token_starts, state.token_counts = arrays["token_starts"], arrays["token_counts"]
+            state.postings = PostingIndex.from_arrays(arrays)
+        state.graph = DenseIndex(dim, config, n_threads, folder / GRAPH_FILE)
+        state.graph.restore_deleted(state.rows[~state.alive])
+        state.stamp = stamp
+        return state
+
+    def save(self, folder: Path) -> None:
+        """Write the state to the folder's derived files."""
+        arrays = {
+            "rows": self.rows,
+            "alive": self.alive,
+            "token_starts": self.token_starts,
+            "token_counts": self.token_counts,
+            **self.postings.to_arrays(),
+        }
+
+        def write_postings(path: Path) -> None:
+            with path.open("wb") as file:  # np.savez would add its own ending to a bare path
+                np.savez(file, allow_pickle=False, **arrays)
+
+        save_derived(folder / POSTINGS_FILE, self.stamp, write_postings)
+        save_derived(folder / GRAPH_FILE, self.stamp, self.graph.save)
+
+    def catch_up(self, store: Store, *, progress: bool | None = False) -> None:
+        """Take over what the store gained and lost since this state's generation."""
+        generation = store.generation  # read first: what is committed meanwhile is taken over again next time
+        if generation == self.stamp.generation:
+            return
+        last_row = self.stamp.last_row
+        with progress_bar(None, "document", "indexing", progress) as bar:
+            while len((vectors := store.vectors_after(last_row, _BLOCK_ROWS)).rows):
+                self.rows = np.concatenate([self.rows, vectors.rows])
+                self.alive = np.concatenate([self.alive, np.ones(len(vectors.rows), bool)])
+                self.token_starts = np.concatenate([self.token_starts, vectors.token_starts])
+                self.token_counts = np.concatenate([self.token_counts, vectors.token_counts])
+                self.graph.add(vectors.rows, vectors.dense)
+                self.postings.add(vectors.sparse)
+                last_row = int(vectors.rows[-1])
+                bar.update(len(vectors.rows))
+        gone = store.deletions_since(self.stamp.generation)
+        gone = gone[np.isin(gone, self.rows)]
+        self.alive[self.positions(gone)] = False
+        self.graph.delete(gone)
+        self.stamp = Stamp(generation, last_row)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Where these rows, all of them known, stand: int64 [n]."""
+        return np.searchsorted(self.rows, rows)

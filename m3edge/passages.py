@@ -1,0 +1,77 @@
+"""Cuts a text that is longer than the model reads into passages, at paragraph boundaries where there are any."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from m3edge.encoder import Encoder
+
+# Where a text may be cut, best place first: after a blank line, a line, a sentence (the CJK full stops too), a word.
+_BOUNDARIES = (
+    re.compile(r"\n\s*\n"),
+    re.compile(r"\n"),
+    re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])"),
+    re.compile(r"\s+"),
+)
+
+
+class Passage(NamedTuple):
+    """A part of a text: text[start:end], counted in characters."""
+
+    start: int
+    end: int
+
+
+def split_passages(text: str, encoder: Encoder, max_length: int | None = None) -> list[Passage]:
+    """The passages of a text, in order; one passage when the text fits.
+
+    max_length: tokens of a passage, the model's prefix and special tokens included; by default the model's limit
+    A passage takes whole paragraphs as long as they fit; a paragraph that is too long alone is cut at a line, else at
+    the end of a sentence, else between words, else between tokens. White space around a passage is left out.
+    """
+    info = encoder.info
+    limit = max_length or info.max_length
+    room = limit - 2 - _prefix_tokens(encoder)
+    if room < 1:
+        raise ValueError(f"max_length must leave room for the prefix and one token, got {limit}")
+    spans = encoder.tokenizer.spans(text)
+    if len(spans) <= room:
+        return [Passage(0, len(text))]
+    cuts = [_cut_points(text, boundary) for boundary in _BOUNDARIES]
+    passages = []
+    first = 0  # index of the passage's first token
+    while first < len(spans):
+        start = int(spans[first, 0])
+        rest_fits = first + room >= len(spans)
+        end = len(text) if rest_fits else _best_cut(cuts, start, limit_at=int(spans[first + room, 0]))
+        stripped = text[start:end].strip()
+        if stripped:
+            offset = text.index(stripped, start)
+            passages.append(Passage(offset, offset + len(stripped)))
+        first = max(first + 1, int(np.searchsorted(spans[:, 0], end)))
+    return passages
+
+
+def _prefix_tokens(encoder: Encoder) -> int:
+    info = encoder.info
+    (prefixed,) = encoder.tokenizer.tokenize([""], prefix=info.passage_prefix, max_length=info.max_length)
+    return len(prefixed.ids) - 2
+
+
+def _cut_points(text: str, boundary: re.Pattern[str]) -> np.ndarray:
+    return np.array([match.end() for match in boundary.finditer(text)], np.int64)
+
+
+def _best_cut(cuts: list[np.ndarray], start: int, limit_at: int) -> int:
+    """The last cut of the best kind within (start, limit_at]; limit_at itself, between two tokens, when there is none.
+
+    A cut in the passage's first half is passed over for a finer kind: it would leave passages half empty.
+    """
+    for points in cuts:
+        position = int(np.searchsorted(points, limit_at, side="right"))
+        if position and points[position - 1] > start + (limit_at - start) // 2:
+            return int(points[position - 1])
+    return limit_at
