@@ -1,0 +1,280 @@
+"""Checkpoints: reading and writing a PyTorch M3 model in the layout that BGE-M3 uses.
+
+    config.json, model.safetensors (or pytorch_model.bin)   the encoder, as transformers writes it
+    tokenizer.json, tokenizer_config.json                   its tokenizer
+    sparse_linear.pt                                        weight [1, hidden], bias [1]
+    colbert_linear.pt                                       weight [token_dim, hidden], bias [token_dim]
+    m3edge_model.json                                       ModelSettings; absent: the defaults, which are BGE-M3's
+
+A source is a local folder, or a model's id on the Hugging Face hub. Nothing here runs code that a checkpoint brings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from m3edge.errors import FormatError
+from m3edge.files import write_atomically
+from m3edge.model_folder import POOLINGS, PRESETS
+from m3edge_export.model import M3Model
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+SPARSE_HEAD = "sparse_linear.pt"
+TOKEN_HEAD = "colbert_linear.pt"
+SETTINGS = "m3edge_model.json"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SMALL_FILES = [CONFIG, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", SPARSE_HEAD, TOKEN_HEAD, SETTINGS]
+_SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+# Encoders whose first position id is pad_token_id + 1, so that many of their positions are never used.
+_OFFSET_POSITIONS = ("xlm-roberta", "xlm-roberta-xl", "roberta", "camembert", "mpnet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What a checkpoint's weights do not say; the defaults are BGE-M3's."""
+
+    name: str = ""  # for people; empty: the source's name
+    pooling: str = "cls"
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    max_length: int = 0  # tokens, special tokens and prefix included; 0: as many as the encoder has positions for
+    presets: dict[str, tuple[float, float, float]] = field(default_factory=lambda: dict(PRESETS))
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
+        if self.max_length < 0:
+            raise ValueError(f"max_length must be at least 0, got {self.max_length}")
+
+
+class SpecialIds(NamedTuple):
+    """Ids of the tokens that stand for no text; `dropped` are left out of sparse vectors, as in FlagEmbedding."""
+
+    cls: int
+    eos: int
+    pad: int
+    dropped: tuple[int, ...]
+
+
+class Checkpoint(NamedTuple):
+    """A loaded model and where it came from.
+
+    settings: complete: name and max_length are filled in
+    source:   the hub id, or the folder's name
+    revision: the hub's commit, "" for a folder
+    """
+
+    model: M3Model
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_json: bytes
+    settings: ModelSettings
+    source: str
+    revision: str
+
+
+def load_checkpoint(source: str | Path) -> Checkpoint:
+    """Load a checkpoint from a folder or the hub, on the CPU in float32, ready for evaluation.
+
+    Raises FormatError when it is no checkpoint, is incomplete, or holds a weight that is not a number.
+    """
+    folder, name, revision = locate_checkpoint(source)
+    for required in (CONFIG, TOKENIZER, SPARSE_HEAD, TOKEN_HEAD):
+        if not (folder / required).is_file():
+            raise FormatError(f"{folder / required}: missing; {_advice(required)}")
+    config = _read_config(folder)
+    settings = _complete(_read_settings(folder), config, name)
+    sparse = _read_head(folder / SPARSE_HEAD, config.hidden_size, outputs=1)
+    tokens = _read_head(folder / TOKEN_HEAD, config.hidden_size)
+    encoder = _read_encoder(folder)
+    model = M3Model(encoder, token_dim=len(tokens["weight"]), pooling=settings.pooling)
+    model.sparse_head.load_state_dict(sparse)
+    model.token_head.load_state_dict(tokens)
+    tokenizer = _read_tokenizer(folder)
+    return Checkpoint(model.eval(), tokenizer, (folder / TOKENIZER).read_bytes(), settings, name, revision)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into an existing, empty folder (see m3edge.files.new_folder)."""
+    checkpoint.model.encoder.save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
+    write_atomically(folder / TOKENIZER, checkpoint.tokenizer_json)  # transformers may spell it differently
+    _write_head(folder / SPARSE_HEAD, checkpoint.model.sparse_head)
+    _write_head(folder / TOKEN_HEAD, checkpoint.model.token_head)
+    text = json.dumps(asdict(checkpoint.settings), indent=2, ensure_ascii=False)
+    write_atomically(folder / SETTINGS, text.encode() + b"\n")
+
+
+def locate_checkpoint(source: str | Path) -> tuple[Path, str, str]:
+    """A source's folder, name and revision; what looks like `owner/name` and is no folder is fetched from the hub."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, folder.resolve().name, ""
+    if folder.exists() or not _HUB_ID.fullmatch(str(source)):
+        raise FormatError(f"{source}: no checkpoint; give a folder, or an id of the Hugging Face hub such as BAAI/bge-m3")
+    return _fetch_from_hub(str(source))
+
+
+def fingerprint(model: M3Model, tokenizer_json: bytes, settings: ModelSettings) -> str:
+    """SHA-256 over everything that decides a text's vectors: weights as float32, tokenizer, pooling, prefixes, length.
+
+    A model's name and presets change no vector and do not count.
+    """
+    digest = hashlib.sha256()
+    shape_of_the_computation = {
+        **{name: getattr(settings, name) for name in ("pooling", "query_prefix", "passage_prefix", "max_length")},
+        **{name: getattr(model.config, name, None) for name in (
+            "model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "pad_token_id")},
+    }  # fmt: skip
+    digest.update(json.dumps(shape_of_the_computation, sort_keys=True).encode())
+    digest.update(tokenizer_json)
+    for name, weight in sorted(model.state_dict().items()):
+        values = weight.detach().float().contiguous().numpy()
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
+    """The tokenizer's `<s>`, `</s>`, `<pad>` and `<unk>`, by whatever names it has them (BERT's are [CLS], [SEP])."""
+    cls = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    eos = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    pad, unknown = tokenizer.pad_token_id, tokenizer.unk_token_id
+    if cls is None or eos is None or pad is None:
+        raise FormatError(f"{TOKENIZER}: has no first, last or padding token; m3edge reads BERT and XLM-RoBERTa types")
+    dropped = sorted({int(token) for token in (cls, eos, pad, unknown) if token is not None})
+    return SpecialIds(int(cls), int(eos), int(pad), tuple(dropped))
+
+
+def _advice(name: str) -> str:
+    if name == CONFIG:
+        return "a checkpoint is a Hugging Face folder with a config.json"
+    if name == TOKENIZER:
+        return "write it with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    return f"an M3 checkpoint has its heads in {SPARSE_HEAD} and {TOKEN_HEAD}; a dense-only model has none to export"
+
+
+def _fetch_from_hub(source: str) -> tuple[Path, str, str]:
+    """Download what an export needs; the weights as safetensors where there are any, else as a PyTorch pickle."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=[*_SMALL_FILES, *_SAFETENSORS]))
+        commit = folder.name  # the hub's cache keeps a snapshot in a folder named after its commit
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(source, revision=commit, allow_patterns=_PICKLES)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FormatError(
+            f"{source}: is no local folder and could not be fetched from the Hugging Face hub ({reason}); "
+            "check the id, or download the model elsewhere and give its folder"
+        ) from error
+    return folder, source, commit
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FormatError(f"{folder / CONFIG}: not a model that transformers knows ({reason})") from error
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+        raise FormatError(f"{folder / CONFIG}: {config.model_type} is no encoder; m3edge takes BERT and XLM-RoBERTa types")
+    return config
+
+
+def _read_settings(folder: Path) -> ModelSettings:
+    path = folder / SETTINGS
+    if not path.is_file():
+        return ModelSettings()
+    try:
+        values = json.loads(path.read_bytes())
+        if "presets" in values:
+            values["presets"] = {name: tuple(weights) for name, weights in values["presets"].items()}
+        return ModelSettings(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        known = ", ".join(item.name for item in fields(ModelSettings))
+        raise FormatError(f"{path}: {error}; it may hold {known}") from error
+
+
+def _complete(settings: ModelSettings, config: PretrainedConfig, name: str) -> ModelSettings:
+    positions = config.max_position_embeddings
+    if config.model_type in _OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1
+    if settings.max_length > positions:
+        raise FormatError(f"{SETTINGS}: max_length {settings.max_length}, but the encoder has {positions} positions")
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    return ModelSettings(**values | {"name": settings.name or name, "max_length": settings.max_length or positions})
+
+
+def _read_head(path: Path, hidden_size: int, outputs: int | None = None) -> Mapping[str, torch.Tensor]:
+    try:
+        head = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FormatError(f"{path}: not a PyTorch file of plain tensors ({reason}); download it again") from error
+    if not isinstance(head, Mapping) or set(head) != {"weight", "bias"}:
+        raise FormatError(f"{path}: expected the tensors weight and bias; this is not an M3 head")
+    weight, bias = head["weight"].float(), head["bias"].float()
+    rows = outputs or len(weight)
+    if tuple(weight.shape) != (rows, hidden_size) or tuple(bias.shape) != (rows,):
+        raise FormatError(
+            f"{path}: weight {list(weight.shape)} and bias {list(bias.shape)}, expected [{rows}, {hidden_size}] and "
+            f"[{rows}]; this head belongs to another encoder"
+        )
+    _check_finite(path, {"weight": weight, "bias": bias})
+    return {"weight": weight, "bias": bias}
+
+
+def _write_head(path: Path, head: nn.Linear) -> None:
+    torch.save({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, path)
+
+
+def _read_encoder(folder: Path) -> Any:
+    """The encoder without its pooling layer; every weight must be in the checkpoint, none is made up."""
+    try:
+        encoder, report = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            attn_implementation="eager",  # traces to a graph that onnxruntime's fusions recognise (peers.md, 4a)
+            dtype=torch.float32,
+            add_pooling_layer=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FormatError(f"{folder}: the encoder cannot be loaded ({reason}); download the checkpoint again") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise FormatError(f"{folder}: the encoder's weights lack {len(missing)} tensors, first {missing[0]}")
+    _check_finite(folder, encoder.state_dict())
+    return encoder.eval()
+
+
+def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise FormatError(f"{path}: {name} holds a value that is not a number; download the checkpoint again")
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FormatError(f"{folder / TOKENIZER}: not a tokenizer that transformers can load ({reason})") from error

@@ -1,0 +1,75 @@
+"""The M3 model in PyTorch: one transformers encoder and three heads (arXiv 2402.03216, section 3.1).
+
+It goes from token ids to the heads' raw outputs, for every position. What follows belongs to whoever uses them: leaving
+out `<s>`, special tokens and the prefix, and taking the maximum over repeated tokens (m3edge.scoring, the trainer).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from m3edge.model_folder import POOLINGS
+
+
+class M3Output(NamedTuple):
+    """What the three heads give for a batch; the names and the order of the ONNX graph's outputs.
+
+    dense_vecs:    float32 [batch, hidden], unit length
+    token_weights: float32 [batch, sequence], at least 0; 0 on padding
+    colbert_vecs:  float32 [batch, sequence, token_dim], unit length; 0 on padding
+    """
+
+    dense_vecs: torch.Tensor
+    token_weights: torch.Tensor
+    colbert_vecs: torch.Tensor
+
+
+class M3Model(nn.Module):
+    """An encoder with a dense, a sparse and a token head.
+
+    encoder:   a transformers encoder whose first output is the last hidden states
+    token_dim: width of the token vectors
+    pooling:   "cls" or "mean": how the dense vector is taken from the last hidden states
+    """
+
+    def __init__(self, encoder: PreTrainedModel, *, token_dim: int, pooling: str) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
+        self.encoder = encoder
+        self.config = encoder.config  # optimum's exporter looks here
+        self.pooling = pooling
+        self.sparse_head = nn.Linear(self.hidden_size, 1)
+        self.token_head = nn.Linear(self.hidden_size, token_dim)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def token_dim(self) -> int:
+        return self.token_head.out_features
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> M3Output:
+        """input_ids, attention_mask: int64 [batch, sequence]; the mask is 1 on tokens and 0 on padding."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return self.heads(hidden, attention_mask)
+
+    def heads(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> M3Output:
+        """The three heads over last hidden states, float32 [batch, sequence, hidden]."""
+        mask = attention_mask.to(hidden.dtype)
+        dense = hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, mask)
+        token_weights = torch.relu(self.sparse_head(hidden)).squeeze(-1) * mask
+        colbert = normalize(self.token_head(hidden) * mask.unsqueeze(-1), dim=-1)
+        return M3Output(normalize(dense, dim=-1), token_weights, colbert)
+
+
+def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the hidden states [batch, sequence, hidden] over the positions where mask [batch, sequence] is 1."""
+    total = (hidden * mask.unsqueeze(-1)).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,0 +1,162 @@
+"""Does an ONNX graph compute what the PyTorch model computes? Measured on texts in many scripts and of every length.
+
+Compares the three outputs on the positions that hold tokens (what a graph puts on padding is nobody's business), text
+by text and in padded batches, and writes parity.json.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from m3edge.files import write_atomically
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, PARITY, SPARSE_OUTPUT, TOKENS_OUTPUT
+from m3edge_export.errors import ParityError
+from m3edge_export.model import M3Model
+
+TOLERANCE_FP32 = 1e-4  # largest absolute difference of any output; unit vectors, so about 1e-4 of a score
+_OUTPUTS = (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT)
+_LONGEST_CHECKED = 2048  # tokens; one layer's attention over 8,192 takes 4 GB for 16 heads, in PyTorch and again in ONNX
+
+# One sentence in each of these languages, written for this purpose.
+TEXTS = {
+    "en": "How do I compress a file without losing its modification time?",
+    "de": "Wie komprimiere ich eine Datei, ohne dass sich ihr Änderungsdatum ändert?",
+    "es": "¿Cómo comprimo un archivo sin que cambie su fecha de modificación?",
+    "ru": "Как сжать файл, не меняя времени его последнего изменения?",
+    "zh": "如何压缩文件而不改变其修改时间？",
+    "ja": "更新日時を変えずにファイルを圧縮するにはどうすればよいですか。",
+    "ar": "كيف أضغط ملفا دون أن يتغير تاريخ تعديله؟",
+    "hi": "फ़ाइल को उसका बदलाव समय बदले बिना कैसे संपीड़ित करूँ?",
+    "th": "จะบีบอัดไฟล์โดยไม่เปลี่ยนเวลาแก้ไขได้อย่างไร",
+    "sw": "Ninawezaje kubana faili bila kubadilisha wakati wake wa marekebisho?",
+}
+
+
+class Case(NamedTuple):
+    """One comparison: a batch of token ids, padded to its longest row."""
+
+    name: str
+    rows: list[list[int]]
+
+
+class Differences(NamedTuple):
+    """How far apart the two models are on one case.
+
+    max_abs: output's name -> largest absolute difference on a position that holds a token
+    cosine:  smallest cosine between two dense vectors or two token vectors that should be the same
+    """
+
+    case: str
+    shape: tuple[int, int]
+    max_abs: dict[str, float]
+    cosine: float
+
+
+def verify(
+    folder: Path, model: M3Model, tokenizer: PreTrainedTokenizerBase, *, max_length: int, tolerance: float
+) -> dict[str, float]:
+    """Compare the graph in `folder` with the model, write parity.json there, and return its headline figures.
+
+    Raises ParityError when any output of any case is further off than the tolerance.
+    """
+    session = open_session(folder / GRAPH)
+    pad_id = int(tokenizer.pad_token_id or 0)
+    cases = verification_cases(tokenizer, max_length)
+    measured = [compare(session, model, case, pad_id) for case in cases]
+    report = parity_report(measured, tolerance)
+    write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
+    worst = max(measured, key=lambda item: _largest(item.max_abs))
+    if not _largest(worst.max_abs) <= tolerance:  # also when it is not a number
+        name = max(worst.max_abs, key=lambda key: worst.max_abs[key])
+        raise ParityError(
+            f"the ONNX graph differs from the PyTorch model by {worst.max_abs[name]:.2e} in {name} on {worst.case!r}; "
+            f"at most {tolerance:.0e} is allowed, so no model folder was written"
+        )
+    headline: dict[str, float] = report["worst"]
+    return headline
+
+
+def verification_cases(tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Case]:
+    """The texts as token rows: each language alone, the extremes of length, and padded batches."""
+    encoded = {language: _encode(tokenizer, text, max_length) for language, text in TEXTS.items()}
+    words = " ".join(TEXTS.values())
+    longest = _encode(tokenizer, words * (1 + max_length // 100), min(max_length, _LONGEST_CHECKED))
+    empty, short = _encode(tokenizer, "", max_length), _encode(tokenizer, "a", max_length)
+    return [
+        *(Case(language, [row]) for language, row in encoded.items()),
+        Case("empty text", [empty]),
+        Case("one letter", [short]),
+        Case("one token", [empty[:1]]),
+        Case(f"{len(longest)} tokens", [longest]),
+        Case("batch of all languages", list(encoded.values())),
+        Case("batch of empty and long", [empty, short, longest[:200]]),
+        Case("batch of equal lengths", [longest[:32], longest[32:64] or longest[:32]]),
+    ]
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """The graph on the CPU, as onnxruntime runs it by default."""
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def compare(session: onnxruntime.InferenceSession, model: M3Model, case: Case, pad_id: int) -> Differences:
+    """Run one case through both."""
+    ids, mask = _pad(case.rows, pad_id)
+    actual = dict(zip(_OUTPUTS, session.run(_OUTPUTS, dict(zip(INPUTS, (ids, mask), strict=True))), strict=True))
+    with torch.no_grad():
+        output = model(torch.from_numpy(ids), torch.from_numpy(mask))
+    expected = {name: getattr(output, name).numpy() for name in _OUTPUTS}
+    held = mask.astype(bool)
+    max_abs, cosine = {}, 1.0
+    for name in _OUTPUTS:
+        ours, theirs = actual[name], expected[name]
+        if name != DENSE_OUTPUT:
+            ours, theirs = ours[held], theirs[held]
+        max_abs[name] = float(np.abs(ours - theirs).max())
+        if name != SPARSE_OUTPUT:  # unit vectors: the product is the cosine
+            cosine = min(cosine, float((ours * theirs).sum(axis=-1).min()))
+    return Differences(case.name, (ids.shape[0], ids.shape[1]), max_abs, cosine)
+
+
+def parity_report(measured: Sequence[Differences], tolerance: float) -> dict[str, Any]:
+    """What parity.json holds."""
+    worst = {f"max_abs_{name}": max(item.max_abs[name] for item in measured) for name in _OUTPUTS}
+    worst["min_cosine"] = min(item.cosine for item in measured)
+    return {
+        "reference": "the PyTorch model in float32",
+        "tolerance": tolerance,
+        "worst": worst,
+        "cases": [
+            {"case": item.case, "batch": item.shape[0], "tokens": item.shape[1], "max_abs": item.max_abs,
+             "min_cosine": item.cosine}
+            for item in measured
+        ],
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")}
+        | {"onnxruntime": onnxruntime.__version__},
+    }  # fmt: skip
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
+    return list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = (len(rows), max(len(row) for row in rows))
+    ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _largest(values: dict[str, float]) -> float:
+    return float(np.max(list(values.values())))  # np.max keeps a nan, max() may not
