@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from m3edge.encoder import HEADS, Encoder
 from m3edge.errors import FormatError, M3EdgeError
 from m3edge.index import Document, Hit, Index
+from m3edge.index.store import FILE_NAME as STORE_FILE
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.model_folder import MANIFEST, PRESETS, read_model_folder
 from m3edge.passages import split_passages
@@ -155,23 +157,53 @@ def _index(options: argparse.Namespace) -> None:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
     encoder = _load(options, options.model)
-    model = str(options.model.resolve())
-    exists = options.index.exists() and any(options.index.iterdir())
-    with Index.open(options.index, encoder, progress=None) if exists else Index.create(options.index, encoder) as index:
-        index.set_note("model_folder", model)
-        report = index.upsert(_read_documents(options.paths, encoder, options.passage_tokens), progress=None)
-        print(f"{report.added} passages added, {len(index)} in the index {options.index}")
+    is_new = not options.index.exists() or not any(options.index.iterdir())
+    index = Index.create(options.index, encoder) if is_new else Index.open(options.index, encoder, progress=None)
+    try:
+        with index:
+            counts: dict[str, int] = {}
+            documents = _read_documents(options.paths, encoder, options.passage_tokens, counts)
+            report = index.upsert(documents, progress=None)
+            index.delete(_left_over_passages(index, counts))
+            index.set_note("model_folder", str(options.model.resolve()))  # so that `search` finds it
+            print(f"{report.added} passages added, {len(index)} in the index {options.index}")
+    except BaseException:
+        if is_new:
+            shutil.rmtree(options.index)
+        raise
 
 
-def _read_documents(paths: Sequence[Path], encoder: Encoder, passage_tokens: int | None) -> Iterator[Document]:
-    """Every passage of every document under the paths, in order; metadata say of which document and where in it."""
+def _read_documents(
+    paths: Sequence[Path], encoder: Encoder, passage_tokens: int | None, counts: dict[str, int]
+) -> Iterator[Document]:
+    """Every passage of every document under the paths, in order; metadata say of which document and where in it.
+
+    counts: filled with the number of passages of each document
+    """
     for path in paths:
         for id_, text, metadata in _read_path(path):
             passages = split_passages(text, encoder, passage_tokens)
+            counts[id_] = len(passages)
             for number, (start, end) in enumerate(passages):
                 place = {"document": id_, "start": start, "end": end, "line": text.count("\n", 0, start) + 1}
-                passage_id = id_ if len(passages) == 1 else f"{id_}#{number}"
-                yield Document(passage_id, text[start:end], {**metadata, **place})
+                yield Document(_passage_id(id_, number, len(passages)), text[start:end], {**metadata, **place})
+
+
+def _passage_id(id_: str, number: int, count: int) -> str:
+    return id_ if count == 1 else f"{id_}#{number}"
+
+
+def _left_over_passages(index: Index, counts: dict[str, int]) -> list[str]:
+    """Ids of passages that a document had when it was indexed before, and no longer has."""
+    left_over = []
+    for id_, count in counts.items():
+        if count > 1 and id_ in index:
+            left_over.append(id_)
+        number = count if count > 1 else 0
+        while (passage_id := f"{id_}#{number}") in index:
+            left_over.append(passage_id)
+            number += 1
+    return left_over
 
 
 def _read_path(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -252,9 +284,12 @@ def _as_json(hit: Hit) -> dict[str, Any]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    description = (
-        _describe_model(options.path) if (options.path / MANIFEST).is_file() else _describe_index(options.path)
-    )
+    if (options.path / MANIFEST).is_file():
+        description = _describe_model(options.path)
+    elif (options.path / STORE_FILE).is_file():
+        description = _describe_index(options.path)
+    else:
+        raise FormatError(f"{options.path}: neither a model folder (no {MANIFEST}) nor an index (no {STORE_FILE})")
     if options.json:
         print(json.dumps(description, ensure_ascii=False))
         return

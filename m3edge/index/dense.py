@@ -46,6 +46,8 @@ class DenseIndex:
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """rows: int64 [n], not yet in the graph; vectors: float32 [n, dim]."""
+        if len(rows) == 0:
+            return  # hnswlib would read the first row all the same
         needed = self._graph.get_current_count() + len(rows)
         if needed > self._graph.get_max_elements():
             self._graph.resize_index(max(needed, 2 * self._graph.get_max_elements()))

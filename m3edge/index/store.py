@@ -96,7 +96,10 @@ class Store:
         path = folder / FILE_NAME
         if not path.is_file():
             raise FormatError(f"{folder}: not an m3edge index, it has no {FILE_NAME}; create one with Index.create")
-        store = cls(path)
+        try:
+            store = cls(path)
+        except sqlite3.DatabaseError as error:
+            raise damaged(path, error) from error
         try:
             application_id = store._fetch("PRAGMA application_id")[0][0]
             version = store._fetch("PRAGMA user_version")[0][0]
@@ -264,7 +267,11 @@ def damaged(path: Path, error: sqlite3.DatabaseError) -> FormatError:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
-    connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+    try:
+        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
     return connection
 
 
