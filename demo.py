@@ -1,7 +1,7 @@
 """`make demo`: the whole way once, with real parts.
 
-Builds the mini model (models/mini), exports it (models/mini-fp32), indexes the docstrings of the Python standard library
-that runs this script (build/demo-index), and asks it six questions in six languages. What is there is used again.
+Builds the mini model (models/mini), exports it (models/mini-fp32), indexes the docstrings of the Python standard
+library it runs on (build/demo-index), and asks it six questions in six languages. What is there is used again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3edge import Document, Encoder, Index
-from m3edge.cli import format_hit
 from m3edge_export.export import export_onnx
 from m3edge_export.mini import write_mini
+
+from m3edge import Document, Encoder, Index
+from m3edge.cli import format_hit
 
 ROOT = Path(__file__).parent
 CHECKPOINT = ROOT / "models" / "mini"

@@ -1,0 +1,77 @@
+"""Retrieval quality of a model folder on every BEIR data set below a folder.
+
+    python benchmarks/quality.py models/mini-fp32 ../shared/data/beir --queries 300
+
+Writes benchmarks/results/quality-MODEL.json after each data set (an interrupted run goes on where it was), and prints the
+table of nDCG@10 in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
+
+from m3edge import Encoder
+from m3edge.evaluation import MODES, evaluate, read_beir
+from m3edge.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("data", type=Path, help="a BEIR folder, or a folder of BEIR folders")
+    parser.add_argument("--queries", type=int, help="only the first so many judged queries of each set")
+    parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/quality-MODEL.json")
+    options = parser.parse_args()
+
+    encoder = Encoder.load(options.model)
+    out = options.out or RESULTS / f"quality-{options.model.resolve().name}.json"
+    report = _earlier(out, encoder, options.queries)
+    folders = [options.data] if (options.data / "corpus.jsonl").exists() else sorted(options.data.iterdir())
+    for folder in folders:
+        if any(row["dataset"] == folder.name for row in report["rows"]):
+            continue
+        result = evaluate(encoder, read_beir(folder, n_queries=options.queries), progress=None)
+        report["rows"].append(result.to_json())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+        print(table([result.to_json()]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(table(report["rows"]))
+
+
+def table(rows: list[dict[str, Any]], metric: str = "nDCG@10") -> str:
+    """The rows as a Markdown table of one metric, their mean last."""
+    lines = ["| data set | documents | queries | " + " | ".join(MODES) + " |", "|---|" + "--:|" * (2 + len(MODES))]
+    for row in rows:
+        values = " | ".join(f"{row['modes'][mode][metric]:.3f}" for mode in MODES)
+        lines.append(f"| {row['dataset']} | {row['documents']} | {row['queries']} | {values} |")
+    if len(rows) > 1:
+        means = (sum(row["modes"][mode][metric] for row in rows) / len(rows) for mode in MODES)
+        lines.append("| **mean** | | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
+    return "\n".join(lines)
+
+
+def _earlier(out: Path, encoder: Encoder, queries: int | None) -> dict[str, Any]:
+    """The unfinished report of the same model and settings, or a new one."""
+    settings = {
+        "model": encoder.info.name,
+        "precision": encoder.info.precision,
+        "fingerprint": encoder.info.fingerprint,
+        "queries": queries,
+    }
+    if out.exists():
+        report = json.loads(out.read_bytes())
+        if {key: report.get(key) for key in settings} == settings:
+            return report
+    return {**settings, "machine": describe_machine(), "rows": []}
+
+
+if __name__ == "__main__":
+    main()
