@@ -1,7 +1,7 @@
 """Checkpoints: reading and writing a PyTorch M3 model in the layout that BGE-M3 uses.
 
     config.json, model.safetensors (or pytorch_model.bin)   the encoder, as transformers writes it
-    tokenizer.json, tokenizer_config.json                   its tokenizer
+    tokenizer.json                                          its tokenizer; other tokenizer files are carried along
     sparse_linear.pt                                        weight [1, hidden], bias [1]
     colbert_linear.pt                                       weight [token_dim, hidden], bias [token_dim]
     m3edge_model.json                                       ModelSettings; absent: the defaults, which are BGE-M3's
@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from m3edge.errors import FormatError
 from m3edge.files import write_atomically
@@ -37,11 +38,15 @@ TOKEN_HEAD = "colbert_linear.pt"
 SETTINGS = "m3edge_model.json"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SMALL_FILES = [CONFIG, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", SPARSE_HEAD, TOKEN_HEAD, SETTINGS]
+_TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
+_SMALL_FILES = [CONFIG, *_TOKENIZER_FILES, SPARSE_HEAD, TOKEN_HEAD, SETTINGS]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 # Encoders whose first position id is pad_token_id + 1, so that many of their positions are never used.
 _OFFSET_POSITIONS = ("xlm-roberta", "xlm-roberta-xl", "roberta", "camembert", "mpnet")
+# What decides a text's vectors besides the weights and the tokenizer.
+_SETTINGS_THAT_COUNT = ("pooling", "query_prefix", "passage_prefix", "max_length")
+_CONFIG_THAT_COUNTS = ("model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +79,29 @@ class SpecialIds(NamedTuple):
 class Checkpoint(NamedTuple):
     """A loaded model and where it came from.
 
+    folder:   where its files lie; for a hub id, in the hub's cache
     settings: complete: name and max_length are filled in
     source:   the hub id, or the folder's name
     revision: the hub's commit, "" for a folder
     """
 
     model: M3Model
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_json: bytes
+    folder: Path
     settings: ModelSettings
     source: str
     revision: str
 
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Name and content of every tokenizer file in the checkpoint."""
+        paths = (self.folder / name for name in _TOKENIZER_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
-def load_checkpoint(source: str | Path) -> Checkpoint:
+
+def load_checkpoint(source: str | Path, *, attention: str = "eager") -> Checkpoint:
     """Load a checkpoint from a folder or the hub, on the CPU in float32, ready for evaluation.
 
+    attention: transformers' implementation: "eager" traces to a graph that onnxruntime's fusions recognise
+        (reference/peers.md, 4a), "sdpa" computes the same up to twice as fast
     Raises FormatError when it is no checkpoint, is incomplete, or holds a weight that is not a number.
     """
     folder, name, revision = locate_checkpoint(source)
@@ -97,26 +109,28 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         if not (folder / required).is_file():
             raise FormatError(f"{folder / required}: missing; {_advice(required)}")
     config = _read_config(folder)
-    settings = _complete(_read_settings(folder), config, name)
+    settings = _complete(_read_settings(folder), config, folder, name)
     sparse = _read_head(folder / SPARSE_HEAD, config.hidden_size, outputs=1)
     tokens = _read_head(folder / TOKEN_HEAD, config.hidden_size)
-    encoder = _read_encoder(folder)
-    model = M3Model(encoder, token_dim=len(tokens["weight"]), pooling=settings.pooling)
+    model = M3Model(_read_encoder(folder, attention), token_dim=len(tokens["weight"]), pooling=settings.pooling)
     model.sparse_head.load_state_dict(sparse)
     model.token_head.load_state_dict(tokens)
-    tokenizer = _read_tokenizer(folder)
-    return Checkpoint(model.eval(), tokenizer, (folder / TOKENIZER).read_bytes(), settings, name, revision)
+    return Checkpoint(model.eval(), folder, settings, name, revision)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(
+    folder: Path, model: M3Model, settings: ModelSettings, tokenizer_files: Mapping[str, bytes]
+) -> None:
     """Write a checkpoint into an existing, empty folder (see m3edge.files.new_folder)."""
-    checkpoint.model.encoder.save_pretrained(folder)
-    checkpoint.tokenizer.save_pretrained(folder)
-    write_atomically(folder / TOKENIZER, checkpoint.tokenizer_json)  # transformers may spell it differently
-    _write_head(folder / SPARSE_HEAD, checkpoint.model.sparse_head)
-    _write_head(folder / TOKEN_HEAD, checkpoint.model.token_head)
-    text = json.dumps(asdict(checkpoint.settings), indent=2, ensure_ascii=False)
+    model.encoder.save_pretrained(folder)
+    for name, content in tokenizer_files.items():
+        write_atomically(folder / name, content)
+    _write_head(folder / SPARSE_HEAD, model.sparse_head)
+    _write_head(folder / TOKEN_HEAD, model.token_head)
+    text = json.dumps(asdict(settings), indent=2, ensure_ascii=False)
     write_atomically(folder / SETTINGS, text.encode() + b"\n")
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors gives 0600; other users may read a model
 
 
 def locate_checkpoint(source: str | Path) -> tuple[Path, str, str]:
@@ -129,19 +143,16 @@ def locate_checkpoint(source: str | Path) -> tuple[Path, str, str]:
     return _fetch_from_hub(str(source))
 
 
-def fingerprint(model: M3Model, tokenizer_json: bytes, settings: ModelSettings) -> str:
+def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over everything that decides a text's vectors: weights as float32, tokenizer, pooling, prefixes, length.
 
     A model's name and presets change no vector and do not count.
     """
-    digest = hashlib.sha256()
-    shape_of_the_computation = {
-        **{name: getattr(settings, name) for name in ("pooling", "query_prefix", "passage_prefix", "max_length")},
-        **{name: getattr(model.config, name, None) for name in (
-            "model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "pad_token_id")},
-    }  # fmt: skip
-    digest.update(json.dumps(shape_of_the_computation, sort_keys=True).encode())
-    digest.update(tokenizer_json)
+    model, settings = checkpoint.model, checkpoint.settings
+    computation = {name: getattr(settings, name) for name in _SETTINGS_THAT_COUNT}
+    computation |= {name: getattr(model.config, name, None) for name in _CONFIG_THAT_COUNTS}
+    digest = hashlib.sha256(json.dumps(computation, sort_keys=True).encode())
+    digest.update((checkpoint.folder / TOKENIZER).read_bytes())
     for name, weight in sorted(model.state_dict().items()):
         values = weight.detach().float().contiguous().numpy()
         digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
@@ -149,15 +160,30 @@ def fingerprint(model: M3Model, tokenizer_json: bytes, settings: ModelSettings) 
     return digest.hexdigest()
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
-    """The tokenizer's `<s>`, `</s>`, `<pad>` and `<unk>`, by whatever names it has them (BERT's are [CLS], [SEP])."""
-    cls = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-    eos = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    pad, unknown = tokenizer.pad_token_id, tokenizer.unk_token_id
-    if cls is None or eos is None or pad is None:
-        raise FormatError(f"{TOKENIZER}: has no first, last or padding token; m3edge reads BERT and XLM-RoBERTa types")
-    dropped = sorted({int(token) for token in (cls, eos, pad, unknown) if token is not None})
-    return SpecialIds(int(cls), int(eos), int(pad), tuple(dropped))
+def special_ids(checkpoint: Checkpoint) -> SpecialIds:
+    """The tokenizer's `<s>`, `</s>`, `<pad>` and `<unk>`, whatever their names; BERT's are [CLS], [SEP], [PAD], [UNK]."""
+    path = checkpoint.folder / TOKENIZER
+    empty = read_tokenizer(path).encode("").ids
+    pad = checkpoint.model.config.pad_token_id
+    if len(empty) != 2 or pad is None:
+        raise FormatError(f"{path}: does not put one token before and one after a text, as BERT and XLM-RoBERTa do")
+    unit_model = json.loads(path.read_bytes())["model"]
+    unknown = unit_model.get("unk_id")
+    if unknown is None:
+        unknown = unit_model.get("vocab", {}).get(unit_model.get("unk_token"))
+    dropped = {token for token in (*empty, pad, unknown) if token is not None}
+    return SpecialIds(empty[0], empty[1], pad, tuple(sorted(dropped)))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """tokenizer.json, neither cutting nor padding."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise FormatError(f"{path}: not a tokenizer ({error}); download the checkpoint again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _advice(name: str) -> str:
@@ -212,12 +238,12 @@ def _read_settings(folder: Path) -> ModelSettings:
         raise FormatError(f"{path}: {error}; it may hold {known}") from error
 
 
-def _complete(settings: ModelSettings, config: PretrainedConfig, name: str) -> ModelSettings:
+def _complete(settings: ModelSettings, config: PretrainedConfig, folder: Path, name: str) -> ModelSettings:
     positions = config.max_position_embeddings
     if config.model_type in _OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1
     if settings.max_length > positions:
-        raise FormatError(f"{SETTINGS}: max_length {settings.max_length}, but the encoder has {positions} positions")
+        raise FormatError(f"{folder / SETTINGS}: max_length is {settings.max_length}, the encoder has {positions} positions")
     values = {item.name: getattr(settings, item.name) for item in fields(settings)}
     return ModelSettings(**values | {"name": settings.name or name, "max_length": settings.max_length or positions})
 
@@ -245,13 +271,13 @@ def _write_head(path: Path, head: nn.Linear) -> None:
     torch.save({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, path)
 
 
-def _read_encoder(folder: Path) -> Any:
+def _read_encoder(folder: Path, attention: str) -> Any:
     """The encoder without its pooling layer; every weight must be in the checkpoint, none is made up."""
     try:
         encoder, report = AutoModel.from_pretrained(
             folder,
             local_files_only=True,
-            attn_implementation="eager",  # traces to a graph that onnxruntime's fusions recognise (peers.md, 4a)
+            attn_implementation=attention,
             dtype=torch.float32,
             add_pooling_layer=False,
             output_loading_info=True,
@@ -270,11 +296,3 @@ def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     for name, weight in weights.items():
         if not bool(torch.isfinite(weight).all()):
             raise FormatError(f"{path}: {name} holds a value that is not a number; download the checkpoint again")
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FormatError(f"{folder / TOKENIZER}: not a tokenizer that transformers can load ({reason})") from error

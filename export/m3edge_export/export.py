@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from m3edge.files import new_folder, write_atomically
+from m3edge.files import new_folder
 from m3edge.model_folder import TOKENIZER, ModelInfo, write_manifest
 from m3edge_export.checkpoint import Checkpoint, fingerprint, load_checkpoint, special_ids
 from m3edge_export.graph import export_graph
@@ -28,14 +29,8 @@ def export_onnx(source: str | Path, out: Path, *, precision: str = "fp32", name:
     with new_folder(out) as folder:
         checkpoint = load_checkpoint(source)
         export_graph(checkpoint.model, folder)
-        write_atomically(folder / TOKENIZER, checkpoint.tokenizer_json)
-        parity = verify(
-            folder,
-            checkpoint.model,
-            checkpoint.tokenizer,
-            max_length=checkpoint.settings.max_length,
-            tolerance=TOLERANCES[precision],
-        )
+        shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+        parity = verify(folder, checkpoint, tolerance=TOLERANCES[precision])
         info = describe(checkpoint, precision=precision, name=name, parity=parity)
         write_manifest(folder, info)
     return info
@@ -43,12 +38,12 @@ def export_onnx(source: str | Path, out: Path, *, precision: str = "fp32", name:
 
 def describe(checkpoint: Checkpoint, *, precision: str, name: str | None, parity: dict[str, float]) -> ModelInfo:
     """What the runtime has to know about a checkpoint that was exported."""
-    model, settings, specials = checkpoint.model, checkpoint.settings, special_ids(checkpoint.tokenizer)
+    model, settings, specials = checkpoint.model, checkpoint.settings, special_ids(checkpoint)
     return ModelInfo(
         name=name or settings.name,
         source=checkpoint.source,
         revision=checkpoint.revision,
-        fingerprint=fingerprint(model, checkpoint.tokenizer_json, settings),
+        fingerprint=fingerprint(checkpoint),
         precision=precision,
         dense_dim=model.hidden_size,
         token_dim=model.token_dim,

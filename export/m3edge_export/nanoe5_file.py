@@ -141,7 +141,7 @@ def _read_header(reader: _Reader) -> Dimensions:
 def _read_pieces(reader: _Reader) -> tuple[list[str], np.ndarray, dict[str, int]]:
     count, *special_ids = reader.values("5i")
     (text_size,) = reader.values("Q")
-    reader.require(0 < count and all(0 <= i < count for i in special_ids), f"{count} pieces, special {special_ids}")
+    reader.require(count > 0 and all(0 <= i < count for i in special_ids), f"{count} pieces, special {special_ids}")
     offsets = reader.array("<u4", count + 1)
     scores = reader.array("<f4", count)
     text = reader.bytes(text_size)

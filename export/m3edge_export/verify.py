@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, PARITY, SPARSE_OUTPUT, TOKENS_OUTPUT
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, PARITY, SPARSE_OUTPUT, TOKENIZER, TOKENS_OUTPUT
+from m3edge_export.checkpoint import Checkpoint, read_tokenizer, special_ids
 from m3edge_export.errors import ParityError
 from m3edge_export.model import M3Model
 
@@ -61,17 +62,15 @@ class Differences(NamedTuple):
     cosine: float
 
 
-def verify(
-    folder: Path, model: M3Model, tokenizer: PreTrainedTokenizerBase, *, max_length: int, tolerance: float
-) -> dict[str, float]:
+def verify(folder: Path, checkpoint: Checkpoint, *, tolerance: float) -> dict[str, float]:
     """Compare the graph in `folder` with the model, write parity.json there, and return its headline figures.
 
     Raises ParityError when any output of any case is further off than the tolerance.
     """
     session = open_session(folder / GRAPH)
-    pad_id = int(tokenizer.pad_token_id or 0)
-    cases = verification_cases(tokenizer, max_length)
-    measured = [compare(session, model, case, pad_id) for case in cases]
+    cases = verification_cases(read_tokenizer(checkpoint.folder / TOKENIZER), checkpoint.settings.max_length)
+    pad_id = special_ids(checkpoint).pad
+    measured = [compare(session, checkpoint.model, case, pad_id) for case in cases]
     report = parity_report(measured, tolerance)
     write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
     worst = max(measured, key=lambda item: _largest(item.max_abs))
@@ -85,7 +84,7 @@ def verify(
     return headline
 
 
-def verification_cases(tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Case]:
+def verification_cases(tokenizer: Tokenizer, max_length: int) -> list[Case]:
     """The texts as token rows: each language alone, the extremes of length, and padded batches."""
     encoded = {language: _encode(tokenizer, text, max_length) for language, text in TEXTS.items()}
     words = " ".join(TEXTS.values())
@@ -145,8 +144,9 @@ def parity_report(measured: Sequence[Differences], tolerance: float) -> dict[str
     }  # fmt: skip
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-    return list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+def _encode(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:
+    ids: list[int] = tokenizer.encode(text).ids
+    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

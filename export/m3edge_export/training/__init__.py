@@ -1,0 +1,1 @@
+"""Training an M3 model: losses, data, and what is trained."""
