@@ -16,7 +16,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,8 +250,8 @@ def _complete(settings: ModelSettings, config: PretrainedConfig, folder: Path, n
         raise FormatError(
             f"{folder / SETTINGS}: max_length is {settings.max_length}, but the encoder has {positions} positions"
         )
-    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
-    return ModelSettings(**values | {"name": settings.name or name, "max_length": settings.max_length or positions})
+    short_name = name.split("/")[-1]
+    return replace(settings, name=settings.name or short_name, max_length=settings.max_length or positions)
 
 
 def _read_head(path: Path, hidden_size: int, outputs: int | None = None) -> Mapping[str, torch.Tensor]:

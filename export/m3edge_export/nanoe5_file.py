@@ -136,7 +136,7 @@ def _read_header(reader: _Reader) -> Dimensions:
     *sizes, epsilon, block_weights = reader.values("7ifi")
     reader.require(min(sizes) > 0 and 0 < epsilon < 1, f"impossible header {sizes}, {epsilon}")
     reader.require(block_weights == _BLOCK_WEIGHTS, f"blocks of {block_weights} weights, expected {_BLOCK_WEIGHTS}")
-    return Dimensions(*sizes, round(epsilon, 15))  # the nearest f32 to 1e-12 is a little less
+    return Dimensions._make([*sizes, round(epsilon, 15)])  # the nearest f32 to 1e-12 is a little less
 
 
 def _read_pieces(reader: _Reader) -> tuple[list[str], np.ndarray, dict[str, int]]:

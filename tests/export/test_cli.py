@@ -1,0 +1,39 @@
+"""The command m3edge-export: what it prints and how it exits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from m3edge_export.cli import main
+
+from m3edge.model_folder import read_model_folder
+
+
+def test_onnx_writes_a_model_folder(tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["onnx", str(tiny_source), str(tmp_path / "out"), "--name", "tiny"]) == 0
+    assert read_model_folder(tmp_path / "out").name == "tiny"
+    assert "tiny in fp32, at most" in capsys.readouterr().out
+
+
+def test_an_error_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["onnx", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("m3edge-export: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_folder_that_is_there_is_an_error(tiny_source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["onnx", str(tiny_source), str(tiny_source)]) == 1
+    assert "already exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["onnx"], ["onnx", "a", "b", "--precision", "int3"]])
+def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2

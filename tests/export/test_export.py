@@ -1,0 +1,160 @@
+"""From a checkpoint to a model folder, or to nothing at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import onnx
+import torch
+from m3edge_export import export, graph, verify
+from m3edge_export.checkpoint import fingerprint, load_checkpoint
+from m3edge_export.errors import ParityError
+from m3edge_export.export import export_onnx
+from m3edge_export.verify import Case, compare, open_session, verification_cases
+
+from m3edge.errors import FormatError
+from m3edge.model_folder import read_model_folder
+
+HIDDEN, TOKEN_DIM = 32, 16  # the tiny model's
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "tiny-fp32"
+    export_onnx(tiny_source, folder)
+    return folder
+
+
+def test_a_model_in_bge_m3s_layout_becomes_a_model_folder(tiny_folder: Path, tiny_source: Path) -> None:
+    info = read_model_folder(tiny_folder)
+    assert (info.name, info.source, info.revision, info.precision) == ("tiny-m3", "tiny-m3", "", "fp32")
+    assert (info.dense_dim, info.token_dim, info.pooling, info.max_length) == (HIDDEN, TOKEN_DIM, "cls", 64)
+    assert (info.query_prefix, info.passage_prefix) == ("", "")
+    assert (info.cls_id, info.eos_id, info.pad_id, info.special_ids) == (0, 2, 1, (0, 1, 2, 3))
+    assert info.fingerprint == fingerprint(load_checkpoint(tiny_source))
+    assert sorted(path.name for path in tiny_folder.iterdir()) == [
+        "m3edge.json", "model.onnx", "model.onnx_data", "parity.json", "tokenizer.json",
+    ]  # fmt: skip
+
+
+def test_the_graph_has_the_contracts_inputs_and_outputs(tiny_folder: Path) -> None:
+    session = open_session(tiny_folder / "model.onnx")
+    assert [(item.name, item.type, item.shape) for item in session.get_inputs()] == [
+        ("input_ids", "tensor(int64)", ["batch", "sequence"]),
+        ("attention_mask", "tensor(int64)", ["batch", "sequence"]),
+    ]
+    assert [(item.name, item.type, item.shape) for item in session.get_outputs()] == [
+        ("dense_vecs", "tensor(float)", ["batch", HIDDEN]),
+        ("token_weights", "tensor(float)", ["batch", "sequence"]),
+        ("colbert_vecs", "tensor(float)", ["batch", "sequence", TOKEN_DIM]),
+    ]
+
+
+def test_every_weight_lies_aligned_in_one_file(tiny_folder: Path) -> None:
+    model = onnx.load(tiny_folder / "model.onnx", load_external_data=False)
+    external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    entries = [{item.key: item.value for item in tensor.external_data} for tensor in external]
+    assert len(entries) >= 12  # two layers of six matrices; biases are small enough to stay in the graph
+    assert {entry["location"] for entry in entries} == {"model.onnx_data"}
+    assert all(int(entry["offset"]) % 64 == 0 for entry in entries)
+    end = max(int(entry["offset"]) + int(entry["length"]) for entry in entries)
+    assert end == (tiny_folder / "model.onnx_data").stat().st_size
+
+
+def test_a_text_alone_and_in_a_padded_batch_is_the_same(tiny_folder: Path, tiny_source: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [[0, *rng.integers(4, 40, length).tolist(), 2] for length in (0, 1, 5, 62)]
+    model = load_checkpoint(tiny_source).model
+    for case in (Case("batch", rows), *(Case(f"{len(row)} tokens", [row]) for row in rows)):
+        measured = compare(open_session(tiny_folder / "model.onnx"), model, case, pad_id=1)
+        assert max(measured.max_abs.values()) < 1e-5
+        assert measured.cosine > 1 - 1e-5
+
+
+def test_the_mini_model_is_exported_within_tolerance(mini_fp32: Path) -> None:
+    info = read_model_folder(mini_fp32)
+    report = json.loads((mini_fp32 / "parity.json").read_text())
+    assert report["worst"] == info.parity
+    assert report["tolerance"] == 1e-4
+    assert all(value <= 1e-4 for name, value in info.parity.items() if name.startswith("max_abs"))
+    assert info.parity["min_cosine"] > 0.99999
+    cases = {case["case"]: (case["batch"], case["tokens"]) for case in report["cases"]}
+    assert cases["empty text"] == (1, 2)
+    assert cases["one token"] == (1, 1)
+    assert cases["512 tokens"] == (1, 512)
+    assert cases["batch of all languages"][0] == 10
+
+
+def test_a_graph_that_computes_something_else_is_no_export(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_another(model: torch.nn.Module, folder: Path) -> None:
+        bias = model.sparse_head.bias
+        with torch.no_grad():
+            bias += 0.01
+            graph.export_graph(model, folder)
+            bias -= 0.01
+
+    monkeypatch.setattr(export, "export_graph", export_another)
+    with pytest.raises(ParityError, match=r"differs from the PyTorch model by 1\.00e-02 in token_weights"):
+        export_onnx(tiny_source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["export_graph", "verify", "write_manifest"])
+def test_an_interrupted_export_leaves_nothing(
+    where: str, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(tiny_source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FormatError):
+        export_onnx(tmp_path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_stays_as_it_is(tiny_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="already exists"):
+        export_onnx(tiny_source, tmp_path)
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def test_an_unknown_precision_is_refused(tiny_source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"precision must be one of \['fp32'\], got 'int3'"):
+        export_onnx(tiny_source, tmp_path / "out", precision="int3")
+
+
+def test_an_encoder_that_optimum_cannot_export_is_named(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    model = load_checkpoint(tiny_source).model
+    model.config.model_type = "newfangled"
+    with pytest.raises(FormatError, match="no ONNX exporter for encoders of type 'newfangled'"):
+        graph.export_graph(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_a_number_is_not_within_tolerance() -> None:
+    assert not verify._largest({"dense_vecs": 0.0, "token_weights": float("nan")}) <= 1.0
+
+
+def test_cases_hold_the_extremes_of_length(tiny_source: Path) -> None:
+    from m3edge_export.checkpoint import read_tokenizer
+
+    cases = verification_cases(read_tokenizer(tiny_source / "tokenizer.json"), max_length=64)
+    lengths = {len(row) for case in cases for row in case.rows}
+    assert {1, 2, 64} <= lengths
+    assert max(lengths) == 64
