@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--max-length", type=_positive, default=256, help="tokens of a text")
     train.add_argument("--epochs", type=_positive, default=3)
     train.add_argument("--batch", type=_positive, default=32, help="queries a step")
+    train.add_argument("--learning-rate", type=float, default=2e-4, help="of the token head")
+    train.add_argument("--sparse-learning-rate", type=float, default=1e-3)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--save-heads", type=Path, metavar="FILE", help="also write the heads alone, as safetensors")
     train.set_defaults(run=_train)
@@ -93,7 +95,13 @@ def _train(options: argparse.Namespace) -> None:
         options.source,
         options.out,
         options.data,
-        HeadTraining(epochs=options.epochs, batch=options.batch, seed=options.seed),
+        HeadTraining(
+            epochs=options.epochs,
+            batch=options.batch,
+            learning_rate=options.learning_rate,
+            sparse_learning_rate=options.sparse_learning_rate,
+            seed=options.seed,
+        ),
         fresh_heads=options.fresh_heads,
         n_passages=options.passages,
         max_length=options.max_length,

@@ -39,13 +39,14 @@ class HeadTraining:
 
     epochs: int = 3
     batch: int = 32  # queries a step; the other queries' passages are the negatives
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4  # of the token head, whose start is good; more of it fits the training domains
+    sparse_learning_rate: float = 1e-3  # of the sparse head, which starts from nothing
     temperature: float = 0.02  # the paper's
     sparse_share: float = 0.1  # λ of the sparse loss, the paper's
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "learning_rate", "temperature"):
+        for name in ("epochs", "batch", "learning_rate", "sparse_learning_rate", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
@@ -96,14 +97,12 @@ def train_heads(
 
     dropped_ids: ids that are never part of a sparse vector
     """
-    heads = [*model.sparse_head.parameters(), *model.token_head.parameters()]
-    for parameter in heads:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(heads, lr=config.learning_rate, weight_decay=0.0)
+    rates = [config.learning_rate, config.sparse_learning_rate]
+    groups = [list(head.parameters()) for head in (model.token_head, model.sparse_head)]
+    heads = [parameter for group in groups for parameter in group]
+    optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)])
     batches = [batch for epoch in range(config.epochs) for batch in epoch_batches(pairs, config, epoch)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=len(batches) + 1, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=len(batches) + 1, pct_start=0.1)
     known = {(pair.query, pair.passage) for pair in pairs}
     dropped = torch.tensor(list(dropped_ids))
     recent: list[tuple[float, dict[str, float]]] = []
