@@ -1,7 +1,8 @@
 """`make demo`: the whole way once, with real parts.
 
-Builds the mini model (models/mini), exports it (models/mini-fp32), indexes the docstrings of the Python standard
-library it runs on (build/demo-index), and asks it six questions in six languages. What is there is used again.
+Builds the mini model (models/mini), exports it (models/mini-int8, and models/mini-fp32 to compare with), indexes the
+docstrings of the Python standard library it runs on (build/demo-index), and asks it six questions in six languages.
+What is there is used again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3edge_export.export import export_onnx
+from m3edge_export.export import export_precisions
 from m3edge_export.mini import write_mini
 
 from m3edge import Document, Encoder, Index
@@ -21,7 +22,7 @@ from m3edge.cli import format_hit
 
 ROOT = Path(__file__).parent
 CHECKPOINT = ROOT / "models" / "mini"
-MODEL = ROOT / "models" / "mini-fp32"
+MODELS = {"fp32": ROOT / "models" / "mini-fp32", "int8": ROOT / "models" / "mini-int8"}
 INDEX = ROOT / "build" / "demo-index"
 
 QUESTIONS = (
@@ -43,10 +44,11 @@ def main() -> None:
     if not CHECKPOINT.exists():
         print(f"building the mini model in {CHECKPOINT.relative_to(ROOT)}", flush=True)
         write_mini(CHECKPOINT)
-    if not MODEL.exists():
-        print(f"exporting it to {MODEL.relative_to(ROOT)}", flush=True)
-        export_onnx(CHECKPOINT, MODEL)
-    encoder = Encoder.load(MODEL)
+    missing = {precision: folder for precision, folder in MODELS.items() if not folder.exists()}
+    if missing:
+        print(f"exporting it to {', '.join(str(path.relative_to(ROOT)) for path in missing.values())}", flush=True)
+        export_precisions(CHECKPOINT, missing)
+    encoder = Encoder.load(MODELS["int8"])
     with open_index(encoder) as index:
         print(f"\n{len(index)} docstrings of Python {sys.version.split()[0]}, on {encoder.provider}\n")
         for language, question in QUESTIONS:

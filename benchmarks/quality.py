@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py models/mini-fp32 ../shared/data/beir --queries 300
 
-Writes benchmarks/results/quality-MODEL.json after each data set (an interrupted run goes on where it was), and prints the
-table of nDCG@10 in Markdown.
+Writes benchmarks/results/quality-MODEL.json after each data set (an interrupted run goes on where it was) and prints a
+Markdown table of nDCG@10.
 """
 
 from __future__ import annotations

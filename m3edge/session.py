@@ -85,6 +85,19 @@ def open_session(folder: Path, provider: str = "auto", n_threads: int | None = N
     raise ProviderError(f"none of {list(_AUTO)} works; onnxruntime has {installed}")
 
 
+def session_options(onnxruntime: Any, n_threads: int) -> Any:
+    """The options every session gets; the export compares precisions under the same ones."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads  # explicit, so that onnxruntime does not pin threads inside a container
+    options.log_severity_level = 3  # errors; what matters of its warnings is checked after loading
+    # Waiting threads sleep: spinning would burn the host program's CPU after each query for a few percent of speed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI, x86 adds pairs of unsigned-by-signed products in 16 bits and saturates. onnxruntime then turns the
+    # weights unsigned while loading, if asked to; where there is VNNI, or no x86, this changes nothing.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 def available_cpus() -> int:
     """How many CPUs this process may use: its affinity mask and its container's quota, not the machine's count."""
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
@@ -119,11 +132,7 @@ def _load_errors() -> tuple[type[Exception], ...]:
 
 
 def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> Session:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads  # explicit, so that onnxruntime does not pin threads inside a container
-    options.log_severity_level = 3  # errors; what matters of its warnings is checked below
-    # Waiting threads sleep: spinning would burn the host program's CPU after each query for a few percent of speed.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(onnxruntime, n_threads)
     # Through a symbolic link onnxruntime looks for the weights beside the link: give it the real place.
     graph = (folder / GRAPH).resolve()
     wanted = PROVIDERS[provider]

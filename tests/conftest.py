@@ -17,18 +17,36 @@ from m3edge.files import sha256_file
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 CACHE = ROOT / "build" / "test-models"
+_SOURCES = {".py", ".safetensors", ".jsonl"}
 
 
 @pytest.fixture(scope="session")
 def mini_checkpoint() -> Path:
     """The mini model as a PyTorch checkpoint folder."""
-    return _built("mini", "mini")
+    folder = CACHE / "mini"
+    _build([folder], ["mini", str(folder)])
+    return folder
 
 
 @pytest.fixture(scope="session")
-def mini_fp32(mini_checkpoint: Path) -> Path:
-    """The mini model as an fp32 model folder."""
-    return _built("mini-fp32", "onnx", str(mini_checkpoint))
+def mini_models(mini_checkpoint: Path) -> dict[str, Path]:
+    """The mini model's model folders, by precision."""
+    precisions = ("fp32", "fp16", "int8", "int4")
+    folders = {precision: CACHE / f"mini-{precision}" for precision in precisions}
+    _build(list(folders.values()), ["onnx", str(mini_checkpoint), str(CACHE / "mini"), "--precision", "all"])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def mini_fp32(mini_models: dict[str, Path]) -> Path:
+    """The mini model as an fp32 model folder: for what has to be exact."""
+    return mini_models["fp32"]
+
+
+@pytest.fixture(scope="session")
+def mini_int8(mini_models: dict[str, Path]) -> Path:
+    """The mini model as an int8 model folder: what the README and the demo run on."""
+    return mini_models["int8"]
 
 
 @pytest.fixture(scope="session")
@@ -61,17 +79,16 @@ def beir() -> Callable[[str], Path]:
     return folder
 
 
-def _built(name: str, *command: str) -> Path:
-    """A folder that `m3edge-export` makes, kept for as long as nothing that decides its content changes."""
-    sources = sorted([*(ROOT / "export").rglob("*.py"), *(ROOT / "export").rglob("*.safetensors")])
-    sources += [ROOT / "m3edge" / "model_folder.py", ROOT / "constraints.txt"]
+def _build(folders: list[Path], command: list[str]) -> None:
+    """Let `m3edge-export` make these folders, unless they are there and nothing that decides their content changed."""
+    sources = sorted(path for path in (ROOT / "export").rglob("*.*") if path.suffix in _SOURCES)
+    sources += [ROOT / "m3edge" / "model_folder.py", ROOT / "m3edge" / "session.py", ROOT / "constraints.txt"]
     sources = [path for path in sources if "training" not in path.parts]
     key = "\n".join(f"{path.relative_to(ROOT)} {sha256_file(path)}" for path in sources)
-    folder, stamp = CACHE / name, CACHE / f"{name}.key"
-    if not folder.exists() or not stamp.exists() or stamp.read_text() != key:
+    stamp = folders[0].with_suffix(".key")
+    if not (all(folder.exists() for folder in folders) and stamp.exists() and stamp.read_text() == key):
         stamp.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        verb, *source = command
-        subprocess.run([sys.executable, "-m", "m3edge_export.cli", verb, *source, str(folder)], check=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "m3edge_export.cli", *command], check=True)
         stamp.write_text(key)
-    return folder

@@ -1,4 +1,4 @@
-"""The command `m3edge-export`: mini, onnx, train.
+"""The command `m3edge-export`: mini, random, onnx, report, train.
 
 An error that is the user's to fix is one line on stderr and exit code 1; a wrong command line is exit code 2.
 """
@@ -6,12 +6,15 @@ An error that is the user's to fix is one line on stderr and exit code 1; a wron
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from m3edge.errors import M3EdgeError
+
+_PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,10 +42,34 @@ def _parser() -> argparse.ArgumentParser:
 
     onnx = commands.add_parser("onnx", help="export a checkpoint to a model folder")
     onnx.add_argument("source", metavar="SOURCE", help="a checkpoint folder, or a hub id such as BAAI/bge-m3")
-    onnx.add_argument("out", type=Path, metavar="OUT", help="the new model folder")
-    onnx.add_argument("--precision", choices=["fp32"], default="fp32")
+    onnx.add_argument(
+        "out", type=Path, metavar="OUT", help="the new model folder; with `all`, what their names begin with"
+    )
+    onnx.add_argument(
+        "--precision",
+        choices=[*_PRECISIONS, "all"],
+        default="int8",
+        help="fp16 for GPUs, int8 for CPUs, int4 the smallest, fp32 to compare with (default: %(default)s)",
+    )
     onnx.add_argument("--name", help="the model's name in its folder (default: the checkpoint's)")
+    onnx.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="texts like yours, one a line (default: our own, 30 languages)"
+    )
     onnx.set_defaults(run=_onnx)
+
+    random = commands.add_parser("random", help="write a checkpoint with random weights, to measure speed and memory")
+    random.add_argument("out", type=Path, metavar="OUT", help="the new checkpoint folder")
+    random.add_argument("--like", choices=["bge-m3"], default="bge-m3", help="whose shape it has")
+    random.add_argument("--seed", type=int, default=0)
+    random.set_defaults(run=_random)
+
+    report = commands.add_parser("report", help="compare a model's precisions: size, start, memory, parity, quality")
+    report.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model folders, one of them in fp32")
+    report.add_argument("--texts", type=Path, metavar="FILE", help="texts to compare on (default: calibration's own)")
+    report.add_argument("--data", type=Path, metavar="BEIR_FOLDER", help="adds nDCG@10 on this data set")
+    report.add_argument("--queries", type=_positive, metavar="N", help="only the first N judged queries")
+    report.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    report.set_defaults(run=_report)
 
     train = commands.add_parser("train", help="train a checkpoint's heads on pairs of query and passage")
     train.add_argument("source", metavar="SOURCE", help="a checkpoint folder or a hub id")
@@ -52,10 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh-heads", action="store_true", help="forget the heads that the checkpoint has")
     train.add_argument("--passages", type=_positive, default=1000, help="at most so many from each file")
     train.add_argument("--max-length", type=_positive, default=256, help="tokens of a text")
-    train.add_argument("--epochs", type=_positive, default=3)
+    train.add_argument("--epochs", type=_positive, default=1)
     train.add_argument("--batch", type=_positive, default=32, help="queries a step")
-    train.add_argument("--learning-rate", type=float, default=2e-4, help="of the token head")
-    train.add_argument("--sparse-learning-rate", type=float, default=1e-3)
+    train.add_argument("--learning-rate", type=float, default=1e-3)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--save-heads", type=Path, metavar="FILE", help="also write the heads alone, as safetensors")
     train.set_defaults(run=_train)
@@ -80,11 +106,31 @@ def _mini(options: argparse.Namespace) -> None:
 
 
 def _onnx(options: argparse.Namespace) -> None:
-    from m3edge_export.export import export_onnx
+    from m3edge_export.export import export_precisions
 
-    info = export_onnx(options.source, options.out, precision=options.precision, name=options.name)
-    worst = max(value for name, value in info.parity.items() if name.startswith("max_abs"))
-    print(f"{options.out}: {info.name} in {info.precision}, at most {worst:.1e} from the PyTorch model")
+    outs = {options.precision: options.out}
+    if options.precision == "all":
+        outs = {precision: options.out.with_name(f"{options.out.name}-{precision}") for precision in _PRECISIONS}
+    infos = export_precisions(options.source, outs, name=options.name, calibration=options.calibration)
+    for precision, info in infos.items():
+        cosine = info.parity["min_cosine"]
+        print(f"{outs[precision]}: {info.name} in {precision}, cosine to the PyTorch model at least {cosine:.5f}")
+
+
+def _random(options: argparse.Namespace) -> None:
+    from m3edge_export.random_model import write_random
+
+    write_random(options.out, like=options.like, seed=options.seed)
+    print(f"{options.out}: random weights in the shape of {options.like}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from m3edge_export.calibrate import calibration_texts
+    from m3edge_export.report import build_report, markdown
+
+    texts = calibration_texts(options.texts)
+    rows = build_report(options.models, texts, data=options.data, n_queries=options.queries)
+    print(json.dumps(rows, indent=1) if options.json else markdown(rows))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -99,7 +145,6 @@ def _train(options: argparse.Namespace) -> None:
             epochs=options.epochs,
             batch=options.batch,
             learning_rate=options.learning_rate,
-            sparse_learning_rate=options.sparse_learning_rate,
             seed=options.seed,
         ),
         fresh_heads=options.fresh_heads,

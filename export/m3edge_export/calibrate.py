@@ -1,0 +1,91 @@
+"""What a model's products take in: the largest value of every channel, seen on texts in many languages.
+
+The texts come with the package (data/calibration.jsonl, written for this purpose) or from a file of the user's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import ModelProto, TensorProto, helper
+from tokenizers import Tokenizer
+
+from m3edge.errors import FormatError
+from m3edge.model_folder import INPUTS
+from m3edge.progress import progress_bar
+from m3edge_export.quantize import Statistics
+
+_OWN_TEXTS = files("m3edge_export").joinpath("data", "calibration.jsonl")
+_LONGEST = 512  # tokens; outliers sit on certain tokens, not on late ones
+
+
+def calibration_texts(path: Path | None = None) -> list[str]:
+    """The texts of a file, or the package's own: a JSON object with "text" a line, or else a plain text a line.
+
+    Raises FormatError when there is no file, it is not UTF-8, or there is no text in it.
+    """
+    try:
+        content = _OWN_TEXTS.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: no such file of calibration texts") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{path}: not UTF-8 text ({error}); calibration texts are one text, or JSON, a line"
+        ) from error
+    texts = [text for line in content.splitlines() if (text := _text_of(line)).strip()]
+    if not texts:
+        raise FormatError(f"{path}: holds no text; calibration needs some hundred texts like those to be searched")
+    return texts
+
+
+def calibrate(
+    model: ModelProto,
+    folder: Path,
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    prefixes: Sequence[str],
+    max_length: int,
+) -> Statistics:
+    """Run the texts, with each of the model's prefixes in turn, through a fused graph and look at some of its tensors.
+
+    folder: where the graph's weights lie
+    names:  the tensors, float32 [tokens, width]
+    returns name -> float32 [width], the largest absolute value of each channel
+    """
+    names = list(dict.fromkeys(names))
+    watched = ModelProto.FromString(model.SerializeToString())
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    path = folder / "calibration.onnx"
+    onnx.save(watched, path)
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        largest: dict[str, np.ndarray] = {}
+        with progress_bar(len(texts), "text", "calibrating", None) as bar:
+            for number, text in enumerate(texts):
+                prefixed = prefixes[number % len(prefixes)] + text
+                ids = np.array([tokenizer.encode(prefixed).ids[: min(_LONGEST, max_length)]], np.int64)
+                values = session.run(names, dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)))
+                for name, value in zip(names, values, strict=True):
+                    seen = np.abs(value).max(axis=0)
+                    largest[name] = np.maximum(largest[name], seen) if name in largest else seen
+                bar.update()
+    finally:
+        path.unlink()
+    return largest
+
+
+def _text_of(line: str) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    return entry["text"] if isinstance(entry, dict) and isinstance(entry.get("text"), str) else line

@@ -1,0 +1,287 @@
+"""From the fused float32 graph to int8 and int4: which operators stand in for a product, and their weights.
+
+int8: activations in unsigned bytes with a scale for every token (row), weights in signed bytes with a scale
+for every output (column). Unsigned by signed is the product that a CPU with VNNI does at its full rate; a scale for
+every token makes a text's vectors independent of its batch. SmoothQuant (arXiv 2211.10438) moves the outlier channels
+of two of a layer's four inputs into the weights.
+
+int4: weights in 4 bits with a scale for every 32 inputs (MatMulNBits, activations in 8 bits inside the kernel).
+
+In both the embedding table, most of a small model, is quantized too; the heads stay in float32: they are a
+hundredth of the work and what they compute is what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from m3edge_export.fuse import CONTRIB
+from m3edge_export.weights import WeightReader, WeightWriter
+
+SMOOTHING = 0.5  # alpha of SmoothQuant: the share of an outlier channel's range that goes into the weights
+_SMOOTHING_RANGE = (1e-2, 1e2)  # a channel that calibration hardly saw must not be blown up
+_ZERO_POINT = 128  # symmetric: 0.0 is 128
+# What GELU gives is never below -0.17: a byte's range is better spent on the positive side.
+_GELU_ZERO_POINT = 20
+_BLOCK = 32  # int4: weights that share a scale
+
+Statistics = Mapping[str, np.ndarray]  # a product's input -> float32 [inputs], largest absolute value of each channel
+
+
+def product_inputs(model: ModelProto) -> list[str]:
+    """The tensors that a fused graph's products take, each once: what calibration has to look at."""
+    return list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "Gemm"))
+
+
+def write_int8(model: ModelProto, reader: WeightReader, writer: WeightWriter, statistics: Statistics) -> None:
+    """Turn a fused graph into its int8 form, in place, its weights going to `writer`."""
+    _Rewriter(model, reader, writer, _Int8Products(statistics), embedding_bits=8).rewrite()
+
+
+def write_int4(model: ModelProto, reader: WeightReader, writer: WeightWriter) -> None:
+    """Turn a fused graph into its int4 form, in place, its weights going to `writer`."""
+    _Rewriter(model, reader, writer, _Int4Products(), embedding_bits=4).rewrite()
+
+
+def write_fp32(model: ModelProto, reader: WeightReader, writer: WeightWriter) -> None:
+    """Write a fused graph's weights as they are."""
+    tensors = [writer.tensor(tensor.name, reader[tensor.name]) for tensor in model.graph.initializer]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+
+
+class _Rewriter:
+    """Goes through a fused graph once, keeps what it does not quantize, and collects the new nodes and weights."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        reader: WeightReader,
+        writer: WeightWriter,
+        products: _Int8Products | _Int4Products,
+        *,
+        embedding_bits: int,
+    ) -> None:
+        self.graph = model.graph
+        self.reader = reader
+        self.writer = writer
+        self.products = products
+        self.embedding_bits = embedding_bits
+        self.nodes: list[NodeProto] = []
+        self.tensors: dict[str, TensorProto] = {}
+
+    def rewrite(self) -> None:
+        gemms = [node for node in self.graph.node if node.op_type == "Gemm"]
+        self.products.prepare(self, gemms)
+        for node in self.graph.node:
+            if node.op_type == "Gemm":
+                self.products.replace(self, node)
+            elif node.op_type == "Gather" and self._is_large_table(node.input[0]):
+                self._replace_table(node)
+            else:
+                self.nodes.append(node)
+                self._keep_inputs(node)
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(nodes)
+        self.graph.initializer.extend(self.tensors.values())
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
+        return output
+
+    def weight(self, name: str, values: np.ndarray) -> str:
+        """Add a weight; adding the same name again is asking for the same weight."""
+        if name not in self.tensors:
+            self.tensors[name] = self.writer.tensor(name, values)
+        return name
+
+    def scalar(self, value: float, dtype: type = np.float32) -> str:
+        """A constant of rank 0."""
+        name = f"quantized/{np.dtype(dtype).name}/{value!r}"
+        if name not in self.tensors:
+            self.tensors[name] = numpy_helper.from_array(np.array(value, dtype), name)
+        return name
+
+    def last_axis(self) -> str:
+        name = "quantized/last_axis"
+        if name not in self.tensors:
+            self.tensors[name] = numpy_helper.from_array(np.array([1], np.int64), name)
+        return name
+
+    def _keep_inputs(self, node: NodeProto) -> None:
+        for name in node.input:
+            if name in self.reader and name not in self.tensors:
+                self.weight(name, self.reader[name])
+
+    def _is_large_table(self, name: str) -> bool:
+        """Whether a Gather reads a table worth quantizing: of words, of 8,194 positions, not of two token types."""
+        return name in self.reader and self.reader[name].ndim == 2 and len(self.reader[name]) > 16
+
+    def _replace_table(self, node: NodeProto) -> None:
+        """Gather, then dequantize, the rows of an embedding table.
+
+        8 bits: a scale for every row. 4 bits: a scale for every 32 columns, in one operator of onnxruntime's.
+        """
+        table, indices, output = node.input[0], node.input[1], node.output[0]
+        if self.embedding_bits == 8:
+            quantized, scales = quantize_rows(self.reader[table])
+            rows = self.node("Gather", [self.weight(f"{table}/int8", quantized), indices], f"{output}/int8")
+            floats = self.node("Cast", [rows], f"{output}/float", to=TensorProto.FLOAT)
+            scale = self.node("Gather", [self.weight(f"{table}/scale", scales), indices], f"{output}/scale")
+            self.node("Mul", [floats, scale], output)
+        else:
+            packed, scales = quantize_blocks(self.reader[table])
+            packed = packed.reshape(len(packed), -1)
+            inputs = [self.weight(f"{table}/int4", packed), indices, self.weight(f"{table}/scale", scales)]
+            attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": _BLOCK, "bits": 4}
+            self.node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **attributes)
+
+
+class _Int8Products:
+    """y = x W + b as (x quantized for each row) times (W quantized for each column)."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+        self._smoothing: dict[str, np.ndarray] = {}  # a product's input -> float32 [inputs], what it is divided by
+        self._quantized: dict[str, tuple[str, str, str]] = {}  # input -> names of its bytes, row scales, zero point
+
+    def prepare(self, rewriter: _Rewriter, gemms: Sequence[NodeProto]) -> None:
+        """Find how far each input is to be smoothed; all products of one input share the answer."""
+        by_input: dict[str, list[str]] = {}
+        for node in gemms:
+            by_input.setdefault(node.input[0], []).append(node.input[1])
+        for source, weights in by_input.items():
+            if _is_smoothed(source):
+                largest = np.max([np.abs(rewriter.reader[name]).max(axis=1) for name in weights], axis=0)
+                self._smoothing[source] = smoothing_factors(self._statistics[source], largest)
+
+    def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
+        source, weight, bias = node.input
+        output = node.output[0]
+        rows, row_scale, zero_point = self._quantize_input(rewriter, source)
+        values = rewriter.reader[weight]
+        if source in self._smoothing:
+            values = values * self._smoothing[source][:, None]
+        quantized, scales = quantize_columns(values)
+        product = rewriter.node(
+            "MatMulIntegerToFloat",
+            [
+                rows,
+                rewriter.weight(f"{weight}/int8", quantized),
+                row_scale,
+                rewriter.weight(f"{weight}/scale", scales),
+                zero_point,
+            ],
+            f"{output}/product",
+            domain=CONTRIB,
+        )
+        # Not as the operator's own bias: with a scale for every row, onnxruntime would multiply it by that too.
+        rewriter.node("Add", [product, rewriter.weight(bias, rewriter.reader[bias])], output)
+
+    def _quantize_input(self, rewriter: _Rewriter, source: str) -> tuple[str, str, str]:
+        """bytes [tokens, inputs], scale [tokens, 1] and zero point of an input; computed once for all its products."""
+        if source in self._quantized:
+            return self._quantized[source]
+        node, name = rewriter.node, f"{source}/int8"
+        values = source
+        if source in self._smoothing:
+            factors = rewriter.weight(f"{name}/smoothing", (1 / self._smoothing[source]).astype(np.float32))
+            values = node("Mul", [source, factors], f"{name}/smooth")
+        point = _GELU_ZERO_POINT if source.endswith("/gelu") else _ZERO_POINT
+        zero_point = rewriter.scalar(point, np.uint8)
+        # Largest and smallest apart: two passes that onnxruntime vectorises, where Abs would write the whole tensor.
+        largest = node("ReduceMax", [values, rewriter.last_axis()], f"{name}/largest", keepdims=1)
+        smallest = node("ReduceMin", [values, rewriter.last_axis()], f"{name}/smallest", keepdims=1)
+        above = node("Mul", [largest, rewriter.scalar(1 / (255 - point))], f"{name}/above")
+        below = node("Mul", [smallest, rewriter.scalar(-1 / point)], f"{name}/below")
+        scale = node("Max", [above, below, rewriter.scalar(1e-12)], f"{name}/scale")
+        flat = node("Squeeze", [scale, rewriter.last_axis()], f"{name}/scale/flat")
+        points = node("Expand", [zero_point, node("Shape", [flat], f"{name}/rows")], f"{name}/zero_points")
+        rows = node("QuantizeLinear", [values, flat, points], name, axis=0)
+        self._quantized[source] = rows, scale, zero_point
+        return self._quantized[source]
+
+
+class _Int4Products:
+    """y = x W + b by onnxruntime's MatMulNBits."""
+
+    def prepare(self, rewriter: _Rewriter, gemms: Sequence[NodeProto]) -> None:
+        """Nothing to find out first."""
+
+    def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
+        source, weight, bias = node.input
+        values = rewriter.reader[weight]
+        packed, scales = quantize_blocks(np.ascontiguousarray(values.T))
+        inputs = [
+            source,
+            rewriter.weight(f"{weight}/int4", packed),
+            rewriter.weight(f"{weight}/scale", scales.ravel()),
+            "",
+            "",
+            rewriter.weight(bias, rewriter.reader[bias]),
+        ]
+        # accuracy_level 4: activations in int8, block by block
+        attributes = {"K": values.shape[0], "N": values.shape[1], "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
+        rewriter.node("MatMulNBits", inputs, node.output[0], domain=CONTRIB, **attributes)
+
+
+def _is_smoothed(source: str) -> bool:
+    """The inputs of the attention and of the feed-forward network, both straight from a normalisation.
+
+    Smoothing what attention or GELU gives was measured to gain nothing, or to lose.
+    """
+    return not source.endswith(("/attention/rows", "/gelu"))
+
+
+def smoothing_factors(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """SmoothQuant's s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), scaled to a geometric mean of 1.
+
+    activations, weights: float32 [inputs], largest absolute values of each channel; returns float32 [inputs]
+    """
+    floor = 1e-5
+    factors = np.maximum(activations, floor) ** SMOOTHING / np.maximum(weights, floor) ** (1 - SMOOTHING)
+    return np.clip(factors / np.exp(np.log(factors).mean()), *_SMOOTHING_RANGE).astype(np.float32)
+
+
+def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [inputs, outputs] to int8 [inputs, outputs] and float32 [outputs]: weight ≈ int8 · scale."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / 127, 1e-12).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [rows, width] to int8 [rows, width] and float32 [rows, 1], a block of rows at a time."""
+    quantized = np.empty(table.shape, np.int8)
+    scales = np.empty((len(table), 1), np.float32)
+    for start in range(0, len(table), 16_384):
+        rows = slice(start, start + 16_384)
+        scales[rows] = np.maximum(np.abs(table[rows]).max(axis=1, keepdims=True) / 127, 1e-12)
+        quantized[rows] = np.rint(table[rows] / scales[rows])
+    return quantized, scales
+
+
+def quantize_blocks(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [rows, width] to 4 bits: uint8 [rows, width / 32, 16], two values a byte, and float32 [rows, width / 32].
+
+    A value is (bits - 8) · scale. The scale is the block's largest value over -8, sign included, so that the value
+    that weighs most is met exactly.
+    """
+    n_rows, width = weight.shape
+    if width % _BLOCK:
+        raise ValueError(f"int4 needs a width that is a multiple of {_BLOCK}, got {width}")
+    packed = np.empty((n_rows, width // _BLOCK, _BLOCK // 2), np.uint8)
+    scales = np.empty((n_rows, width // _BLOCK), np.float32)
+    for start in range(0, n_rows, 16_384):
+        blocks = weight[start : start + 16_384].reshape(-1, width // _BLOCK, _BLOCK)
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
+        scale = largest / -8
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+        values = np.clip(np.rint(blocks * inverse) + 8, 0, 15).astype(np.uint8)
+        packed[start : start + 16_384] = values[..., 0::2] | (values[..., 1::2] << 4)
+        scales[start : start + 16_384] = scale[..., 0]
+    return packed, scales

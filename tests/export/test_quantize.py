@@ -1,0 +1,165 @@
+"""Quantized weights are what their definitions say, and the fused graph is the traced one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+import onnx
+from m3edge_export.calibrate import calibration_texts
+from m3edge_export.checkpoint import load_checkpoint
+from m3edge_export.fuse import fuse
+from m3edge_export.graph import export_graph
+from m3edge_export.half import OVERFLOW_LIMIT, blocked_layers
+from m3edge_export.quantize import quantize_blocks, quantize_columns, quantize_rows, smoothing_factors
+from m3edge_export.verify import open_session
+from m3edge_export.weights import WeightReader, WeightWriter
+
+from m3edge.errors import FormatError
+
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 3))
+
+
+def matrix(rows: int, columns: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, columns)) * 10 ** rng.uniform(-3, 3, (1, columns))).astype(np.float32)
+
+
+def unpack(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The definition of the 4-bit form: value = (bits - 8) · scale, the lower half of a byte first."""
+    bits = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], 32).astype(np.float32)
+    return ((bits - 8) * scales[..., None]).reshape(len(packed), -1)
+
+
+@given(SHAPES, st.integers(0, 1000))
+def test_a_column_is_off_by_at_most_half_a_step(shape, seed):
+    weight = matrix(*shape, seed)
+    quantized, scale = quantize_columns(weight)
+    assert quantized.dtype == np.int8
+    assert (np.abs(quantized * scale - weight) <= scale * 0.5001).all()
+    assert quantized.min() >= -127
+
+
+@given(SHAPES, st.integers(0, 1000))
+def test_a_table_row_is_off_by_at_most_half_a_step(shape, seed):
+    table = matrix(*shape, seed)
+    quantized, scale = quantize_rows(table)
+    assert (np.abs(quantized * scale - table) <= scale * 0.5001).all()
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 1000))
+def test_a_4_bit_block_meets_its_largest_value_and_misses_none_by_more_than_a_step(rows, blocks, seed):
+    weight = matrix(rows, 32 * blocks, seed)
+    packed, scales = quantize_blocks(weight)
+    assert packed.shape == (rows, blocks, 16)
+    error = np.abs(unpack(packed, scales) - weight).reshape(rows, blocks, 32)
+    assert (error <= np.abs(scales)[..., None] * 1.001).all()  # a whole step at the far end, half of one elsewhere
+    largest = np.abs(weight).reshape(rows, blocks, 32).argmax(axis=2)
+    assert np.take_along_axis(error, largest[..., None], axis=2).max() <= 1e-5 * np.abs(weight).max()
+
+
+def test_zero_weights_stay_zero():
+    for quantize in (quantize_columns, quantize_rows):
+        values, scale = quantize(np.zeros((4, 4), np.float32))
+        assert not (values * scale).any()
+    assert not unpack(*quantize_blocks(np.zeros((2, 64), np.float32))).any()
+
+
+def test_a_width_that_4_bit_blocks_do_not_fill_is_refused():
+    with pytest.raises(ValueError, match="multiple of 32, got 33"):
+        quantize_blocks(np.zeros((2, 33), np.float32))
+
+
+def test_smoothing_changes_no_product_and_tames_an_outlier(rng):
+    x, weight = rng.standard_normal((50, 64)).astype(np.float32), rng.standard_normal((64, 8)).astype(np.float32)
+    x[:, 7] *= 100
+    factors = smoothing_factors(np.abs(x).max(axis=0), np.abs(weight).max(axis=1))
+    np.testing.assert_allclose((x / factors) @ (weight * factors[:, None]), x @ weight, rtol=1e-3, atol=1e-2)
+    smooth = np.abs(x / factors).max(axis=0)
+    assert smooth.max() / np.median(smooth) < 0.2 * np.abs(x).max() / np.median(np.abs(x).max(axis=0))
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("traced")
+    export_graph(load_checkpoint(tiny_source).model, folder)
+    return folder
+
+
+def test_the_fused_graph_computes_what_was_traced(traced: Path, rng: np.random.Generator) -> None:
+    model = onnx.load(traced / "model.onnx", load_external_data=False)
+    counts = fuse(model, n_layers=2, n_heads=4)
+    assert counts == (2, 2, 2, 5, 12)
+    onnx.save(model, traced / "fused.onnx")
+    ids = rng.integers(4, 40, (3, 20))
+    for mask in (np.ones((3, 20), np.int64), np.tri(3, 20, 5, dtype=np.int64)):  # whole, and padded to 6, 7 and 8
+        inputs = {"input_ids": np.where(mask == 1, ids, 1), "attention_mask": mask}
+        before, after = (open_session(traced / name).run(None, inputs) for name in ("model.onnx", "fused.onnx"))
+        np.testing.assert_allclose(before[0], after[0], atol=1e-5)
+        for left, right in zip(before[1:], after[1:], strict=True):
+            np.testing.assert_allclose(left[mask == 1], right[mask == 1], atol=1e-5)
+
+
+def test_a_long_text_takes_the_attention_that_keeps_no_scores(tiny_source: Path, traced: Path) -> None:
+    model = onnx.load(traced / "model.onnx", load_external_data=False)
+    fuse(model, n_layers=2, n_heads=4)
+    choices = [node for node in model.graph.node if node.op_type == "If"]
+    branches = {item.name: item.g for item in choices[0].attribute}
+    inner = {item.name: item.g.node[0].op_type for item in branches["else_branch"].node[0].attribute}
+    assert branches["then_branch"].node[0].op_type == "MultiHeadAttention"
+    assert inner == {"then_branch": "MultiHeadAttention", "else_branch": "Attention"}
+
+
+def test_a_graph_with_another_number_of_layers_is_not_fused(traced: Path) -> None:
+    model = onnx.load(traced / "model.onnx", load_external_data=False)
+    with pytest.raises(FormatError, match="has 2 BERT-type layers, the model 3"):
+        fuse(model, n_layers=3, n_heads=4)
+
+
+def test_weights_come_back_from_the_file_as_they_went_in(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = {
+        "large": rng.standard_normal((100, 7)).astype(np.float32),
+        "small": np.arange(3),
+        "bytes": rng.integers(-100, 100, 2000).astype(np.int8),
+    }
+    with WeightWriter(tmp_path) as writer:
+        tensors = [writer.tensor(name, value) for name, value in values.items()]
+    reader = WeightReader(onnx.helper.make_graph([], "g", [], [], tensors), tmp_path)
+    for name, value in values.items():
+        np.testing.assert_array_equal(reader[name], value)
+    assert all(int(item.value) % 64 == 0 for t in tensors for item in t.external_data if item.key == "offset")
+
+
+def test_a_layer_that_could_overflow_half_precision_is_named(traced: Path) -> None:
+    model = onnx.load(traced / "model.onnx", load_external_data=False)
+    fuse(model, n_layers=2, n_heads=4)
+    seen = {"fused/layer.1/intermediate/dense": np.array([1.0, 2 * OVERFLOW_LIMIT])}
+    assert blocked_layers(model, seen) == [1]
+    assert blocked_layers(model, {"fused/layer.0/gelu": np.array([float("nan")])}) == [0]
+    assert blocked_layers(model, {"fused/layer.0/gelu": np.array([1.0])}) == []
+
+
+def test_the_packages_calibration_texts_are_in_many_languages() -> None:
+    texts = calibration_texts()
+    assert len(texts) >= 200
+    assert len(set(texts)) == len(texts)
+    assert any("一" <= letter <= "鿿" for letter in "".join(texts))
+
+
+def test_calibration_texts_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "texts"
+    path.write_text('plain text\n\n{"text": "from JSON", "lang": "en"}\n[1, 2]\n')
+    assert calibration_texts(path) == ["plain text", "from JSON", "[1, 2]"]
+    path.write_text("\n  \n")
+    with pytest.raises(FormatError, match="holds no text"):
+        calibration_texts(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FormatError, match="not UTF-8"):
+        calibration_texts(path)
+    with pytest.raises(FormatError, match="no such file"):
+        calibration_texts(tmp_path / "nowhere")
