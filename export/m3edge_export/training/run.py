@@ -43,7 +43,7 @@ def train_checkpoint(
 ) -> None:
     """Train the heads of the checkpoint `source` and write the new checkpoint folder `out`.
 
-    fresh_heads: start from the identity instead of the heads that the checkpoint has
+    fresh_heads: start anew instead of from the heads that the checkpoint has
     n_passages:  at most so many distinct passages from each file, with all their queries
     heads_file:  also write the heads alone, in half precision
     """
