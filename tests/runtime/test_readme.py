@@ -16,11 +16,11 @@ NUMBER = re.compile(r"\d+\.\d+")
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, mini_checkpoint, mini_fp32):
+def place(tmp_path, monkeypatch, mini_checkpoint, mini_int8):
     """A folder as the README assumes it: the models that `make demo` leaves, and the README itself."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mini").symlink_to(mini_checkpoint)
-    (tmp_path / "models" / "mini-fp32").symlink_to(mini_fp32)
+    (tmp_path / "models" / "mini-int8").symlink_to(mini_int8)
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
