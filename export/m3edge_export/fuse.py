@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx.external_data_helper import uses_external_data
 
 from m3edge.errors import FormatError
 
@@ -55,6 +56,7 @@ def fuse(model: ModelProto, *, n_layers: int, n_heads: int) -> FusionCounts:
     Raises FormatError when the traced graph is not that of a BERT-type encoder.
     """
     graph = model.graph
+    _lift_large_constants(graph)
     traced = _Traced(graph)
     matches = [match for name in traced.nodes if (match := _QUERY.fullmatch(name)) is not None]
     layers = sorted((int(match["number"]), match["layer"]) for match in matches)
@@ -201,6 +203,16 @@ def _attention(builder: _Builder, name: str, projections: list[str], n_heads: in
     short = graph("short", node("Attention", "short", projections, q_num_heads=n_heads, kv_num_heads=n_heads))
     unpadded = graph("unpadded", node("If", "unpadded", [_LONG], then_branch=long, else_branch=short))
     return builder.node("If", [_PADDED], name, then_branch=padded, else_branch=unpadded)
+
+
+def _lift_large_constants(graph: GraphProto) -> None:
+    """Make initializers of the Constant nodes whose values lie in the weights' file, so that they move with it."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = node.attribute[0].t
+        if uses_external_data(tensor):
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+            graph.node.remove(node)
 
 
 def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:

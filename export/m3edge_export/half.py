@@ -44,6 +44,9 @@ def write_fp16(model: ModelProto, reader: WeightReader, writer: WeightWriter, bl
     }
     weights = {tensor.name for tensor in graph.initializer}
     half = {name for node in inside.values() for name in node.input if name in weights}
+    # Of parameters with equal values the tracer keeps one: what the layers share with the rest goes in twice.
+    elsewhere = {name for node in graph.node if node.output[0] not in inside for name in node.input}
+    shared = {name for name in half & elsewhere if reader[name].dtype == np.float32}
     tables = {
         node.input[0] for node in graph.node
         if node.op_type == "Gather" and node.input[0] in weights and reader[node.input[0]].dtype == np.float32
@@ -62,6 +65,9 @@ def write_fp16(model: ModelProto, reader: WeightReader, writer: WeightWriter, bl
     for node in graph.node:
         in_half = node.output[0] in inside
         for position, name in enumerate(node.input):
+            if in_half and name in shared:
+                node.input[position] = f"{name}/fp16"
+                continue
             is_half = name in inside and inside[name].op_type != "Shape"
             is_value = name in inside or (in_half and _is_float_value(name, weights))
             if in_half and is_value and not is_half:
@@ -78,7 +84,9 @@ def write_fp16(model: ModelProto, reader: WeightReader, writer: WeightWriter, bl
     tensors = []
     for tensor in graph.initializer:
         values = reader[tensor.name]
-        to_half = tensor.name in (half | tables) and values.dtype == np.float32
+        if tensor.name in shared:
+            tensors.append(writer.tensor(f"{tensor.name}/fp16", values.astype(np.float16)))
+        to_half = tensor.name in (half - shared) | tables and values.dtype == np.float32
         tensors.append(writer.tensor(tensor.name, values.astype(np.float16) if to_half else values))
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)

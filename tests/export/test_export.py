@@ -160,3 +160,10 @@ def test_cases_hold_the_extremes_of_length(tiny_source: Path) -> None:
     lengths = {len(row) for case in cases for row in case.rows}
     assert {1, 2, 64} <= lengths
     assert max(lengths) == 64
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_an_xlm_roberta_is_quantized(precision: str, tiny_source: Path, tmp_path: Path) -> None:
+    info = export_onnx(tiny_source, tmp_path / "out", precision=precision)
+    assert info.precision == precision
+    assert info.parity["min_cosine"] > 0.8
