@@ -37,6 +37,7 @@ PEER = "bge-m3-lite[quant]==0.6.2"
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x2048": (1, 2048), "1x16": (1, 16)}
 LAYERS, HIDDEN, FFN = 24, 1024, 4096
 LONGEST = 8192
+PRECISIONS = ("fp32", "int8", "int4")
 
 # Run by the peer's own Python. Without smoothing, whose additional products would only slow the peer down.
 _PEER_SCRIPT = """
@@ -69,8 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds; each runs every graph once")
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="beside int8")
     options = parser.parse_args()
-    folders = prepare()
+    folders = prepare(sorted({"int8", *options.precisions}))
     report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
     report["size_mb"] = {
         name: sum((folder / part).stat().st_size for part in (GRAPH, WEIGHTS)) / 1e6 for name, folder in folders.items()
@@ -78,7 +80,8 @@ def main() -> None:
     report["speed"] = measure_speed(folders, options.threads, options.rounds)
     report["peak_mb"] = {
         f"{name} {length} tokens": measure_memory(folders[name], length)
-        for name in ("int8", "fp32")
+        for name in folders
+        if name in ("int8", "fp32")
         for length in (LONGEST // 2, LONGEST)
     }
     RESULT.parent.mkdir(exist_ok=True)
@@ -86,12 +89,12 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def prepare() -> dict[str, Path]:
+def prepare(precisions: list[str]) -> dict[str, Path]:
     """Our model folders by precision; and "peer", a folder with the peer's graph under our names."""
     checkpoint = WORK / "checkpoint"
     if not checkpoint.exists():
         _run("m3edge_export.cli", "random", checkpoint, "--like", "bge-m3")
-    for precision in ("fp32", "int8", "int4"):
+    for precision in precisions:
         if not (WORK / f"m3-{precision}").exists():
             _run("m3edge_export.cli", "onnx", checkpoint, WORK / f"m3-{precision}", "--precision", precision)
     peer = WORK / "peer"
@@ -111,7 +114,7 @@ def prepare() -> dict[str, Path]:
                         item.value = WEIGHTS
             onnx.save(model, peer / GRAPH)
             shutil.move(Path(scratch) / "int8.onnx_data", peer / WEIGHTS)
-    return {**{name: WORK / f"m3-{name}" for name in ("fp32", "int8", "int4")}, "peer": peer}
+    return {**{name: WORK / f"m3-{name}" for name in precisions}, "peer": peer}
 
 
 def measure_speed(folders: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
@@ -141,8 +144,7 @@ def measure_speed(folders: dict[str, Path], threads: int, rounds: int) -> dict[s
                 for name, values in times.items()
                 if name != "products"
             },
-            "int8_speed_over_peer": _ratio(times["peer"], ours),
-            "int8_speed_over_fp32": _ratio(times["fp32"], ours),
+            "int8_speed_over": {name: _ratio(times[name], ours) for name in sessions if name != "int8"},
             "share_of_products": {
                 "int8": _ratio(times["products"], ours), "peer": _ratio(times["products"], times["peer"]),
             },
