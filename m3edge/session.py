@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -92,10 +93,22 @@ def session_options(onnxruntime: Any, n_threads: int) -> Any:
     options.log_severity_level = 3  # errors; what matters of its warnings is checked after loading
     # Waiting threads sleep: spinning would burn the host program's CPU after each query for a few percent of speed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without VNNI, x86 adds pairs of unsigned-by-signed products in 16 bits and saturates. onnxruntime then turns the
-    # weights unsigned while loading, if asked to; where there is VNNI, or no x86, this changes nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if products_saturate():
+        # onnxruntime turns the weights unsigned while loading: exact, and half as fast. It would do so with VNNI too.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def products_saturate(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU adds pairs of unsigned-by-signed 8-bit products in 16 bits: x86 without VNNI, or x86 of which it
+    cannot be told, does."""
+    if (machine or platform.machine()).lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    try:
+        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return True
+    return not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 def available_cpus() -> int:
