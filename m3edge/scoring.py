@@ -74,7 +74,7 @@ def lexical_scores(query: SparseRows, passages: SparseRows) -> np.ndarray:
     shared = query.ids[position] == passages.ids if len(query.ids) else np.zeros(len(passages.ids), bool)
     products = np.zeros(len(passages.ids), np.float32)
     products[shared] = query.weights[position[shared]] * passages.weights[shared]
-    return _sum_rows(products, passages.offsets)
+    return sum_rows(products, passages.offsets)
 
 
 def maxsim(query: np.ndarray, passages: TokenRows) -> np.ndarray:
@@ -96,8 +96,9 @@ def hybrid_scores(dense: np.ndarray, sparse: np.ndarray, tokens: np.ndarray, wei
     return np.float32(weights.dense) * dense + np.float32(weights.sparse) * sparse + np.float32(weights.tokens) * tokens
 
 
-def _sum_rows(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    sums = np.zeros(len(offsets) - 1, np.float32)
+def sum_rows(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The sum of each row's values, [n] of the values' type; 0 for an empty row. offsets: int64 [n + 1]"""
+    sums = np.zeros(len(offsets) - 1, values.dtype)
     filled = np.diff(offsets) > 0
     if filled.any():
         sums[filled] = np.add.reduceat(values, offsets[:-1][filled])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from m3edge.embeddings import SparseRows, concatenate_rows, offsets_of
-from m3edge.scoring import lexical_scores
+from m3edge.scoring import lexical_scores, sum_rows
 
 # Sorting the tail in costs time in proportion to everything; a tail of a tenth keeps that rare and its scan cheap.
 _TAIL_SHARE = 0.1
@@ -50,7 +50,7 @@ class PostingIndex:
 
     def add(self, rows: SparseRows) -> None:
         """Append documents."""
-        self._lengths = np.concatenate([self._lengths, _row_sums(rows.counts, rows.offsets)])
+        self._lengths = np.concatenate([self._lengths, sum_rows(rows.counts.astype(np.int64), rows.offsets)])
         self._tail = rows if self._tail is None else concatenate_rows([self._tail, rows])
         if len(self) - self._n_sorted > max(_TAIL_MIN, _TAIL_SHARE * len(self)):
             self._sort_tail_in()
@@ -128,8 +128,3 @@ class PostingIndex:
             np.concatenate([old.counts, tail.counts])[order],
         )
         self._n_sorted, self._tail = len(self), None
-
-
-def _row_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    return sums[offsets[1:]] - sums[offsets[:-1]]
