@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` shows the product, `make test` proves it. Both make .venv first; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cpu,export,mini,eval,dev
+EXTRAS := cpu,export,train,mini,eval,dev
 
 .PHONY: install demo test soak lint clean
 

@@ -38,6 +38,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def require_free(target: Path) -> None:
+    """Raise FileExistsError when `target` is there and not an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} already exists; remove it or choose another place")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Build a folder out of sight and show it whole.
@@ -45,8 +51,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Yields an empty folder beside `target`; when the block ends well it becomes `target`, and when it raises
     (an interrupt too) it is removed. Raises FileExistsError when `target` is there and not an empty folder.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} already exists; remove it or choose another place")
+    require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:

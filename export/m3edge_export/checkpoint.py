@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from m3edge.errors import FormatError
 from m3edge.files import write_atomically
-from m3edge.model_folder import POOLINGS, PRESETS
+from m3edge.model_folder import POOLINGS, PRESETS, ModelInfo
 from m3edge_export.model import M3Model
 
 CONFIG = "config.json"
@@ -160,6 +160,30 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
         digest.update(values.data)
     return digest.hexdigest()
+
+
+def model_info(checkpoint: Checkpoint, *, name: str | None = None) -> ModelInfo:
+    """What the runtime has to know about a checkpoint, as if exported in fp32."""
+    model, settings, specials = checkpoint.model, checkpoint.settings, special_ids(checkpoint)
+    return ModelInfo(
+        name=name or settings.name,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        fingerprint=fingerprint(checkpoint),
+        precision="fp32",
+        dense_dim=model.hidden_size,
+        token_dim=model.token_dim,
+        pooling=settings.pooling,
+        query_prefix=settings.query_prefix,
+        passage_prefix=settings.passage_prefix,
+        max_length=settings.max_length,
+        vocab_size=int(model.config.vocab_size),
+        cls_id=specials.cls,
+        eos_id=specials.eos,
+        pad_id=specials.pad,
+        special_ids=specials.dropped,
+        presets=settings.presets,
+    )
 
 
 def special_ids(checkpoint: Checkpoint) -> SpecialIds:

@@ -10,9 +10,14 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m3edge.errors import M3EdgeError
+
+if TYPE_CHECKING:
+    from m3edge_export.training.data import DataFile
 
 _PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
@@ -27,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"m3edge-export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("m3edge-export: interrupted; nothing was written", file=sys.stderr)
+        print(f"m3edge-export: interrupted; {options.after_interrupt}", file=sys.stderr)
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="m3edge-export", description="From a PyTorch M3 model to a model folder.")
+    parser.set_defaults(after_interrupt="nothing was written")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     mini = commands.add_parser("mini", help="write the mini model's checkpoint")
@@ -71,20 +77,45 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     report.set_defaults(run=_report)
 
-    train = commands.add_parser("train", help="train a checkpoint's heads on pairs of query and passage")
+    train = commands.add_parser("train", help="train a checkpoint on pairs of query and passage")
     train.add_argument("source", metavar="SOURCE", help="a checkpoint folder or a hub id")
     train.add_argument("out", type=Path, metavar="OUT", help="the new checkpoint folder")
-    train.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help=".jsonl or .jsonl.gz")
-    train.add_argument("--stage", choices=["heads"], default="heads", help="what is trained")
+    train.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE[:N]", help=".jsonl or .jsonl.gz; at most N of its passages"
+    )
+    train.add_argument("--stage", choices=["heads", "lora", "full"], default="heads", help="what learns")
     train.add_argument("--fresh-heads", action="store_true", help="forget the heads that the checkpoint has")
-    train.add_argument("--passages", type=_positive, default=1000, help="at most so many from each file")
-    train.add_argument("--max-length", type=_positive, default=256, help="tokens of a text")
+    train.add_argument(
+        "--passages", type=_positive, default=1000, metavar="N", help="of files without :N (%(default)s)"
+    )
+    train.add_argument("--max-length", type=_positive, default=256, help="tokens of a text (default: %(default)s)")
     train.add_argument("--epochs", type=_positive, default=1)
-    train.add_argument("--batch", type=_positive, default=32, help="queries a step")
-    train.add_argument("--learning-rate", type=float, default=1e-3)
+    train.add_argument("--steps", type=_positive, help="instead of whole epochs")
+    train.add_argument("--batch", type=_positive, default=32, help="passages a step (default: %(default)s)")
+    train.add_argument(
+        "--batch-tokens", type=_positive, default=8192, help="passages times longest one, at most (%(default)s)"
+    )
+    train.add_argument("--cache-gradients", action="store_true", help="for batches larger than memory")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="of the heads (default: %(default)s)")
+    train.add_argument("--encoder-rate", type=float, help="learning rate of the encoder (2e-4 for lora, 2e-5 for full)")
+    train.add_argument("--rank", type=_positive, default=32, help="of the adapters (default: %(default)s)")
+    train.add_argument("--keep", type=float, default=0.6, help="share of the start in the result (%(default)s)")
+    train.add_argument("--negatives", type=int, default=0, help="hard negatives mined for each query")
+    train.add_argument("--refresh", type=int, default=0, metavar="STEPS", help="mine again every so often")
+    train.add_argument(
+        "--guard",
+        type=float,
+        default=0.95,
+        help="share of the right passage's score a negative may reach (%(default)s)",
+    )
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--save-heads", type=Path, metavar="FILE", help="also write the heads alone, as safetensors")
-    train.set_defaults(run=_train)
+    train.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    train.add_argument("--eval", type=Path, nargs="+", default=[], metavar="BEIR_FOLDER", help="measure nDCG@10 there")
+    train.add_argument("--eval-queries", type=_positive, default=100, help="the first so many (default: %(default)s)")
+    train.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="not only at the end")
+    train.add_argument("--save-every", type=_positive, default=100, metavar="STEPS", help="what a kill can cost")
+    train.add_argument("--save-deltas", type=Path, metavar="FILE", help="also write what changed as one small file")
+    train.set_defaults(run=_train, after_interrupt="the same command goes on from the last saved step")
     return parser
 
 
@@ -134,26 +165,32 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from m3edge_export.training.heads import HeadTraining
-    from m3edge_export.training.run import train_checkpoint
+    from m3edge.evaluation import read_beir
+    from m3edge_export.training.run import Run, train_checkpoint
+    from m3edge_export.training.trainer import Training
 
-    train_checkpoint(
-        options.source,
-        options.out,
-        options.data,
-        HeadTraining(
-            epochs=options.epochs,
-            batch=options.batch,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-        ),
+    names = {item.name for item in fields(Training)} & set(vars(options))
+    config = Training(**{name: getattr(options, name) for name in names})
+    run = Run(
         fresh_heads=options.fresh_heads,
-        n_passages=options.passages,
         max_length=options.max_length,
-        heads_file=options.save_heads,
-        log=lambda line: print(line, file=sys.stderr),
+        device=options.device,
+        datasets=[read_beir(folder, n_queries=options.eval_queries) for folder in options.eval],
+        evaluate_every=options.eval_every,
+        save_every=options.save_every,
+        deltas=options.save_deltas,
     )
+    files = [_data_file(item, options.passages) for item in options.data]
+    train_checkpoint(options.source, options.out, files, config, run, log=lambda line: print(line, file=sys.stderr))
     print(f"{options.out}: the trained checkpoint")
+
+
+def _data_file(text: str, n_passages: int) -> DataFile:
+    """FILE or FILE:N."""
+    from m3edge_export.training.data import DataFile
+
+    name, colon, number = text.rpartition(":")
+    return DataFile(Path(name), int(number)) if colon and number.isdigit() else DataFile(Path(text), n_passages)
 
 
 if __name__ == "__main__":

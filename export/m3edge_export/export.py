@@ -19,7 +19,7 @@ from onnx import ModelProto
 from m3edge.files import new_folder
 from m3edge.model_folder import GRAPH, TOKENIZER, ModelInfo, write_manifest
 from m3edge_export.calibrate import calibrate, calibration_texts
-from m3edge_export.checkpoint import Checkpoint, fingerprint, load_checkpoint, read_tokenizer, special_ids
+from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
 from m3edge_export.fuse import fuse
 from m3edge_export.graph import export_graph
 from m3edge_export.half import blocked_layers, layer_values, write_fp16
@@ -71,7 +71,7 @@ def export_precisions(
         work = Path(tempfile.mkdtemp(dir=next(iter(folders.values())), prefix=".work."))
         checkpoint = load_checkpoint(source)
         reference = reference_outputs(checkpoint)
-        info = describe(checkpoint, name=name)
+        info = model_info(checkpoint, name=name)
         tokenizer = read_tokenizer(checkpoint.folder / TOKENIZER)
         tokenizer_path = checkpoint.folder / TOKENIZER
         config = checkpoint.model.config
@@ -93,30 +93,6 @@ def export_precisions(
         for precision, folder in folders.items():
             write_manifest(folder, infos[precision])
     return infos
-
-
-def describe(checkpoint: Checkpoint, *, name: str | None) -> ModelInfo:
-    """What the runtime has to know about a checkpoint, as if exported in fp32."""
-    model, settings, specials = checkpoint.model, checkpoint.settings, special_ids(checkpoint)
-    return ModelInfo(
-        name=name or settings.name,
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        fingerprint=fingerprint(checkpoint),
-        precision="fp32",
-        dense_dim=model.hidden_size,
-        token_dim=model.token_dim,
-        pooling=settings.pooling,
-        query_prefix=settings.query_prefix,
-        passage_prefix=settings.passage_prefix,
-        max_length=settings.max_length,
-        vocab_size=int(model.config.vocab_size),
-        cls_id=specials.cls,
-        eos_id=specials.eos,
-        pad_id=specials.pad,
-        special_ids=specials.dropped,
-        presets=settings.presets,
-    )
 
 
 def _write(fused: ModelProto, work: Path, folder: Path, precision: str, statistics: Statistics) -> dict[str, Any]:

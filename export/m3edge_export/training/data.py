@@ -35,6 +35,13 @@ class BadLine(NamedTuple):
         return f"{self.path}:{self.number}: {self.reason}"
 
 
+class DataFile(NamedTuple):
+    """A file of pairs, and of how many of its passages at most: sources differ hundredfold in size."""
+
+    path: Path
+    n_passages: int
+
+
 def read_pairs(path: Path) -> tuple[list[Pair], list[BadLine]]:
     """Every pair in a file, and every line that holds none. Raises FormatError when the file itself cannot be read."""
     source = path.name.split(".")[0]

@@ -1,10 +1,12 @@
-"""The scores and losses of M3-Embedding (arXiv 2402.03216, sections 3.2 and 3.3) on batches, differentiable.
+"""The scores and losses of M3-Embedding (arXiv 2402.03216v4, sections 3.2 and 3.3) on batches, differentiable.
 
-The scores are those of m3edge.scoring, for every query with every passage at once.
+The scores are those of m3edge.scoring, for every query with every passage at once. Equations are numbered as in the
+paper.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,23 @@ class Scores(NamedTuple):
     dense: torch.Tensor
     sparse: torch.Tensor
     tokens: torch.Tensor
+
+
+_PAPER_WEIGHTS = Weights(1.0, 0.3, 1.0)
+_PAPER_SHARES = Weights(1.0, 0.1, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The constants of the final loss; the defaults are the paper's."""
+
+    weights: Weights = _PAPER_WEIGHTS  # w: of the parts in the integrated score
+    shares: Weights = _PAPER_SHARES  # λ: of the parts' losses
+    temperature: float = 0.02  # τ
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
 def dense_scores(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
@@ -57,12 +76,12 @@ def multi_vector_scores(
 
 
 def integrated_scores(scores: Scores, weights: Weights) -> torch.Tensor:
-    """s_inter = w1 · s_dense + w2 · s_lex + w3 · s_mul."""
+    """Eq. (3): s_inter = w1 · s_dense + w2 · s_lex + w3 · s_mul; float32 [queries, passages]."""
     return weights.dense * scores.dense + weights.sparse * scores.sparse + weights.tokens * scores.tokens
 
 
 def info_nce(scores: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    """L = −log( exp(s(q, p*) / τ) / Σ_p exp(s(q, p) / τ) ), the mean over the queries.
+    """Eq. (2): L_s = −log( exp(s(q, p*) / τ) / Σ_p exp(s(q, p) / τ) ), the mean over the queries.
 
     scores: float32 [queries, passages], EXCLUDED where a passage is no negative for a query
     targets: int64 [queries], which passage answers it
@@ -71,11 +90,36 @@ def info_nce(scores: torch.Tensor, targets: torch.Tensor, temperature: float) ->
 
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """L' = −softmax(s_inter / τ) · log softmax(s / τ), the mean over the queries; no gradient reaches the teacher.
+    """Eq. (5): L'_s = −softmax(s_inter / τ) · log softmax(s / τ), the mean over the queries.
+
+    No gradient reaches the teacher.
 
     student, teacher: float32 [queries, passages], EXCLUDED in the same places
     """
     return cross_entropy(student / temperature, torch.softmax(teacher.detach() / temperature, dim=-1))
+
+
+def contrastive_loss(scores: Scores, targets: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """Eq. (4): L = (λ1 · L_dense + λ2 · L_lex + λ3 · L_mul + L_inter) / 4."""
+    teacher = integrated_scores(scores, objective.weights)
+    losses = [info_nce(part, targets, objective.temperature) for part in scores]
+    return (_weighted(losses, objective.shares) + info_nce(teacher, targets, objective.temperature)) / 4
+
+
+def distillation_loss(scores: Scores, objective: Objective) -> torch.Tensor:
+    """Eq. (6): L' = (λ1 · L'_dense + λ2 · L'_lex + λ3 · L'_mul) / 3."""
+    teacher = integrated_scores(scores, objective.weights)
+    losses = [distillation(part, teacher, objective.temperature) for part in scores]
+    return _weighted(losses, objective.shares) / 3
+
+
+def final_loss(scores: Scores, targets: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """The loss that is minimised: L_final = (L + L') / 2."""
+    return (contrastive_loss(scores, targets, objective) + distillation_loss(scores, objective)) / 2
+
+
+def _weighted(losses: list[torch.Tensor], shares: Weights) -> torch.Tensor:
+    return torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
 
 
 def _lexical_rows(places: torch.Tensor, weights: torch.Tensor, n_tokens: int) -> torch.Tensor:

@@ -1,72 +1,132 @@
-"""One training, from a checkpoint and files of pairs to a new checkpoint."""
+"""One training, from a checkpoint and files of pairs to a new checkpoint.
+
+While it runs, all it needs to go on after being killed lies in OUT.training; the same command goes on from there.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import pickle
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import nn
 
 from m3edge.errors import FormatError
-from m3edge.files import new_folder, write_atomically
-from m3edge_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, special_ids
-from m3edge_export.model import M3Model
-from m3edge_export.training.data import Pair, describe_bad_lines, read_pairs, sample_passages
-from m3edge_export.training.heads import HeadTraining, IndexedPair, Progress, prepare_heads, train_heads
-from m3edge_export.training.states import States, encode_states
+from m3edge.evaluation import BeirDataset, evaluate
+from m3edge.files import new_folder, require_free, write_atomically
+from m3edge.tokenization import Tokenizer
+from m3edge_export.checkpoint import (
+    TOKENIZER,
+    Checkpoint,
+    load_checkpoint,
+    model_info,
+    save_checkpoint,
+    special_ids,
+)
+from m3edge_export.deltas import write_deltas
+from m3edge_export.training.batching import IndexedPair
+from m3edge_export.training.data import DataFile, Pair, describe_bad_lines, read_pairs, sample_passages
+from m3edge_export.training.encoder import torch_encoder
+from m3edge_export.training.heads import prepare_heads
+from m3edge_export.training.lora import attach_lora, lora_factors, merge_lora
+from m3edge_export.training.negatives import mine_negatives
+from m3edge_export.training.passes import CachedPass, FrozenPass, LivePass, Pass
+from m3edge_export.training.states import encode_states
+from m3edge_export.training.trainer import Progress, Trainer, Training, TrainingData
+
+LOG = "training.jsonl"  # in the new checkpoint: the settings, then one line for each report and evaluation
+_STATE = "state.pt"
+_START_PASSAGES = 500  # whose hidden states prepare_heads looks at
 
 Log = Callable[[str], None]
 
 
-class Corpus(NamedTuple):
-    """Encoded training data; the pairs name rows of the two."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a training is given besides its configuration."""
 
-    queries: States
-    passages: States
-    pairs: list[IndexedPair]
+    fresh_heads: bool = False  # start the heads anew instead of from those of the checkpoint
+    max_length: int = 256  # tokens of a text
+    device: str = "cpu"
+    datasets: Sequence[BeirDataset] = ()  # evaluated along the way
+    evaluate_every: int = 0  # steps; 0: only at the end
+    save_every: int = 100  # steps
+    deltas: Path | None = None  # also write what changed, as one small file
 
 
 def train_checkpoint(
     source: str | Path,
     out: Path,
-    data: Sequence[Path],
-    config: HeadTraining,
-    *,
-    fresh_heads: bool,
-    n_passages: int,
-    max_length: int,
-    heads_file: Path | None = None,
+    files: Sequence[DataFile],
+    config: Training,
+    run: Run,
     log: Log = lambda line: None,
 ) -> None:
-    """Train the heads of the checkpoint `source` and write the new checkpoint folder `out`.
+    """Train the checkpoint `source` and write the new checkpoint folder `out`, or go on with that after a kill.
 
-    fresh_heads: start anew instead of from the heads that the checkpoint has
-    n_passages:  at most so many distinct passages from each file, with all their queries
-    heads_file:  also write the heads alone, in half precision
+    Raises FormatError for a bad source or data file, or when OUT.training comes from another command;
+    FileExistsError when `out` is there.
     """
+    require_free(out)
+    if run.deltas is not None and config.stage == "full":
+        raise ValueError("deltas hold heads and low-rank changes; with stage 'full' every weight changes")
     torch.manual_seed(config.seed)
+    checkpoint = load_checkpoint(source, attention="sdpa")
+    pairs = load_pairs(files, config.seed, log)
+    texts = _Texts(checkpoint, pairs, run.max_length)
+    work = _Work(out.with_name(f"{out.name}.training"), _settings(checkpoint, files, config, run))
+    trainer = _prepare(checkpoint, texts, config, run)
+    if (state := work.load()) is not None:
+        trainer.resume(state)
+        log(f"{work.folder}: going on after step {trainer.step}")
+
+    info = model_info(checkpoint)
+    encoder = torch_encoder(checkpoint.model, info, Tokenizer(checkpoint.folder / TOKENIZER))
+
+    def before_step(step: int) -> None:
+        mining_due = step == 0 or (config.refresh and step % config.refresh == 0)
+        if config.negatives and mining_due and step < trainer.steps:
+            trainer.negatives = mine_negatives(
+                encoder, texts.queries, texts.passages, texts.data.positives(), n=config.negatives, guard=config.guard
+            )
+            found = sum(map(len, trainer.negatives.values()))
+            log(f"step {step}  mined {found} negatives for {len(trainer.negatives)} queries")
+        if step and step % run.save_every == 0 and step < trainer.steps:
+            work.save(trainer.state())
+        if step == trainer.steps or (run.evaluate_every and step % run.evaluate_every == 0):
+            for dataset in run.datasets:
+                result = evaluate(encoder, dataset)
+                scores = {mode: values["nDCG@10"] for mode, values in result.modes.items()}
+                work.record({"step": step, "dataset": dataset.name, "nDCG@10": scores})
+                parts = "  ".join(f"{mode} {value:.3f}" for mode, value in scores.items())
+                log(f"step {step}  nDCG@10 on {dataset.name}: {parts}")
+
+    def report(progress: Progress) -> None:
+        work.record(progress._asdict())
+        log(describe(progress))
+
+    trainer.train(before_step=before_step, report=report)
+    trainer.finish()
+    model = checkpoint.model.cpu()
     with new_folder(out) as folder:
-        checkpoint = load_checkpoint(source, attention="sdpa")
-        corpus = encode_corpus(checkpoint, load_pairs(data, n_passages, config.seed, log), max_length)
-        model = checkpoint.model
-        if fresh_heads:
-            prepare_heads(model, corpus.passages)
-        train_heads(
-            model, corpus.queries, corpus.passages, corpus.pairs, special_ids(checkpoint).dropped, config,
-            report=lambda progress: log(describe(progress)),
-        )  # fmt: skip
+        if run.deltas is not None:
+            write_deltas(run.deltas, model, lora_factors(model))
+        if config.stage == "lora":
+            merge_lora(model)
         save_checkpoint(folder, model, checkpoint.settings, checkpoint.tokenizer_files())
-        if heads_file is not None:
-            write_atomically(heads_file, heads_bytes(model))
+        shutil.copyfile(work.folder / LOG, folder / LOG)
+    shutil.rmtree(work.folder)
 
 
-def load_pairs(paths: Sequence[Path], n_passages: int, seed: int, log: Log) -> list[Pair]:
+def load_pairs(files: Sequence[DataFile], seed: int, log: Log) -> list[Pair]:
     """The training pairs of all files, saying what was left out. Raises FormatError when a file holds none."""
     pairs: list[Pair] = []
-    for path in paths:
+    for path, n_passages in files:
         found, bad = read_pairs(path)
         if bad:
             log(describe_bad_lines(bad))
@@ -78,31 +138,107 @@ def load_pairs(paths: Sequence[Path], n_passages: int, seed: int, log: Log) -> l
     return pairs
 
 
-def encode_corpus(checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) -> Corpus:
-    """The hidden states of every distinct query and passage."""
-    queries = {text: row for row, text in enumerate(dict.fromkeys(pair.query for pair in pairs))}
-    passages = {text: row for row, text in enumerate(dict.fromkeys(pair.positive for pair in pairs))}
-    settings = checkpoint.settings
-    max_length = min(max_length, settings.max_length)
-    return Corpus(
-        encode_states(checkpoint, list(queries), prefix=settings.query_prefix, max_length=max_length),
-        encode_states(checkpoint, list(passages), prefix=settings.passage_prefix, max_length=max_length),
-        [IndexedPair(queries[pair.query], passages[pair.positive], pair.source) for pair in pairs],
-    )
-
-
 def describe(progress: Progress) -> str:
     """One line of the training log."""
     accuracies = "  ".join(f"{name} {value:.3f}" for name, value in progress.accuracy.items())
-    return f"step {progress.step}  loss {progress.loss:.4f}  in-batch accuracy: {accuracies}"
+    return (
+        f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  in-batch accuracy: {accuracies}  "
+        f"{progress.tokens_per_second:.0f} tokens/s, {progress.padding:.0%} padding"
+    )
 
 
-def heads_bytes(model: M3Model) -> bytes:
-    """Both heads as a safetensors file in half precision: what the mini model ships."""
-    heads: dict[str, nn.Linear] = {"sparse_head": model.sparse_head, "token_head": model.token_head}
-    tensors = {
-        f"{name}.{kind}": getattr(head, kind).detach().half().contiguous()
-        for name, head in heads.items()
-        for kind in ("weight", "bias")
+class _Texts:
+    """The distinct texts of the pairs, as they are and as token ids."""
+
+    def __init__(self, checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) -> None:
+        settings = checkpoint.settings
+        self.queries = list(dict.fromkeys(pair.query for pair in pairs))
+        self.passages = list(dict.fromkeys(pair.positive for pair in pairs))
+        query_places = {text: place for place, text in enumerate(self.queries)}
+        passage_places = {text: place for place, text in enumerate(self.passages)}
+        tokenizer = Tokenizer(checkpoint.folder / TOKENIZER)
+        max_length = min(max_length, settings.max_length)
+        self.data = TrainingData(
+            tokenizer.tokenize(self.queries, prefix=settings.query_prefix, max_length=max_length),
+            tokenizer.tokenize(self.passages, prefix=settings.passage_prefix, max_length=max_length),
+            [IndexedPair(query_places[pair.query], passage_places[pair.positive], pair.source) for pair in pairs],
+        )
+
+
+def _prepare(checkpoint: Checkpoint, texts: _Texts, config: Training, run: Run) -> Trainer:
+    model, data = checkpoint.model.to(run.device), texts.data
+    if run.fresh_heads:
+        step = max(1, len(data.passages) // _START_PASSAGES)
+        prepare_heads(model, encode_states(model, data.passages[::step]))
+    for parameter in model.encoder.parameters():
+        parameter.requires_grad_(config.stage == "full")
+    if config.stage == "lora":
+        attach_lora(model, config.rank)
+    way: Pass
+    if config.stage == "heads":
+        way = FrozenPass(encode_states(model, data.queries), encode_states(model, data.passages))
+    else:
+        kind = CachedPass if config.cache_gradients else LivePass
+        way = kind(model, data.queries, data.passages, config.sub_batch_tokens)
+    return Trainer(model, way, data, special_ids(checkpoint).dropped, config)
+
+
+def _settings(checkpoint: Checkpoint, files: Sequence[DataFile], config: Training, run: Run) -> dict[str, Any]:
+    """What must be the same for a killed training to go on; the first line of the log."""
+    return {
+        "source": checkpoint.source,
+        "fingerprint": model_info(checkpoint).fingerprint,
+        "data": [[file.path.name, file.path.stat().st_size, file.n_passages] for file in files],
+        "training": asdict(config),
+        "fresh_heads": run.fresh_heads,
+        "max_length": run.max_length,
     }
-    return save(tensors)
+
+
+class _Work:
+    """The folder of an unfinished training: its settings and log, and the state it can go on from."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self._log = folder / LOG
+        self._settings = json.loads(json.dumps(settings))  # as they come back from the file
+        if folder.is_dir() and self._log.is_file():
+            if self._records()[:1] != [self._settings]:
+                raise FormatError(f"{folder}: left by a training with other settings or data; remove it to start anew")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write([])
+
+    def load(self) -> dict[str, Any] | None:
+        """The last saved state, or None; the log forgets what came after it."""
+        path = self.folder / _STATE
+        records = self._records()[1:]
+        if not path.is_file():
+            self._write([])
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise FormatError(f"{path}: damaged ({error}); remove {self.folder} to start anew") from error
+        self._write([record for record in records if record["step"] <= state["step"]])
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.folder / _STATE, buffer.getvalue())
+
+    def record(self, record: dict[str, Any]) -> None:
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def _records(self) -> list[dict[str, Any]]:
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            return [json.loads(line) for line in lines[:-1]]  # killed while it wrote the last one
+
+    def _write(self, records: Sequence[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in [self._settings, *records])
+        write_atomically(self._log, text.encode())
