@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from m3edge.embeddings import SparseRows, offsets_of
+from m3edge.embeddings import Embeddings, SparseRows, offsets_of
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
 from m3edge.index.search import top
@@ -84,24 +84,29 @@ def evaluate(encoder: Encoder, dataset: BeirDataset, *, progress: bool | None = 
     The candidates of "tokens", "dense+sparse", "all" and "all-long" are the union of the best 200 by dense and the best
     200 by sparse score; "dense", "sparse" and "bm25" rank the whole corpus.
     """
+    with EncodedCorpus(encoder, list(dataset.corpus.values()), progress=progress) as corpus:
+        queries = encoder.encode_queries(list(dataset.queries.values()), progress=progress)
+        return evaluate_encoded(corpus, queries, dataset, progress=progress)
+
+
+def evaluate_encoded(
+    corpus: EncodedCorpus, queries: Embeddings, dataset: BeirDataset, *, progress: bool | None = False
+) -> Evaluation:
+    """As `evaluate`, for a corpus and queries that are encoded already, each in the order of the data set."""
     ir_measures = _import_ir_measures()
     document_ids = np.array(list(dataset.corpus))
     runs: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
-    with tempfile.TemporaryDirectory(prefix="m3edge-eval-") as folder:
-        corpus = _EncodedCorpus(encoder, list(dataset.corpus.values()), Path(folder), progress)
-        queries = encoder.encode_queries(list(dataset.queries.values()), progress=progress)
-        with progress_bar(len(queries), "query", "searching", progress) as bar:
-            for i, query_id in enumerate(dataset.queries):
-                query = queries[i]
-                assert query.dense is not None
-                assert query.sparse is not None
-                assert query.tokens is not None
-                rankings = corpus.rank(query.dense[0], query.sparse, query.tokens.vectors)
-                for mode, (positions, scores) in rankings.items():
-                    found = document_ids[positions].tolist()
-                    runs[mode][query_id] = dict(zip(found, scores.tolist(), strict=True))
-                bar.update()
-        corpus.close()
+    with progress_bar(len(queries), "query", "searching", progress) as bar:
+        for i, query_id in enumerate(dataset.queries):
+            query = queries[i]
+            assert query.dense is not None
+            assert query.sparse is not None
+            assert query.tokens is not None
+            rankings = corpus.rank(query.dense[0], query.sparse, query.tokens.vectors)
+            for mode, (positions, scores) in rankings.items():
+                found = document_ids[positions].tolist()
+                runs[mode][query_id] = dict(zip(found, scores.tolist(), strict=True))
+            bar.update()
     measures = [ir_measures.parse_measure(name) for name in METRICS]
     modes = {}
     for mode, run in runs.items():
@@ -110,11 +115,12 @@ def evaluate(encoder: Encoder, dataset: BeirDataset, *, progress: bool | None = 
     return Evaluation(dataset.name, len(dataset.corpus), len(dataset.queries), modes)
 
 
-class _EncodedCorpus:
-    """All documents' vectors: dense and postings in memory, token vectors in a mapped file."""
+class EncodedCorpus:
+    """All documents' vectors: dense and postings in memory, token vectors in a mapped file. Close it, or use `with`."""
 
-    def __init__(self, encoder: Encoder, texts: list[str], folder: Path, progress: bool | None) -> None:
-        self._tokens = TokenStore(folder / TOKENS_FILE, encoder.info.token_dim)
+    def __init__(self, encoder: Encoder, texts: list[str], *, progress: bool | None = False) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="m3edge-eval-")
+        self._tokens = TokenStore(Path(self._folder.name) / TOKENS_FILE, encoder.info.token_dim)
         self._postings = PostingIndex()
         self._weights = {
             "dense+sparse": resolve_weights("general", encoder.info.presets)._replace(tokens=0.0),
@@ -164,7 +170,15 @@ class _EncodedCorpus:
         return result
 
     def close(self) -> None:
+        """Remove the file."""
         self._tokens.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> EncodedCorpus:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _best(scores: np.ndarray, n: int) -> np.ndarray:
