@@ -12,6 +12,7 @@ A source is a local folder, or a model's id on the Hugging Face hub. Nothing her
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -122,7 +123,10 @@ def save_checkpoint(
     folder: Path, model: M3Model, settings: ModelSettings, tokenizer_files: Mapping[str, bytes]
 ) -> None:
     """Write a checkpoint into an existing, empty folder (see m3edge.files.new_folder)."""
-    model.encoder.save_pretrained(folder)
+    try:
+        model.encoder.save_pretrained(folder)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(f"{folder}: the weights cannot be written ({error})") from error
     for name, content in tokenizer_files.items():
         write_atomically(folder / name, content)
     _write_head(folder / SPARSE_HEAD, model.sparse_head)
@@ -298,7 +302,9 @@ def _read_head(path: Path, hidden_size: int, outputs: int | None = None) -> Mapp
 
 
 def _write_head(path: Path, head: nn.Linear) -> None:
-    torch.save({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, path)
+    buffer = io.BytesIO()
+    torch.save({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def _read_encoder(folder: Path, attention: str) -> Any:
