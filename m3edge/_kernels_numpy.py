@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from m3edge._postings_numpy import PostingBlock as PostingBlock
+from m3edge._postings_numpy import count_postings as count_postings
+from m3edge._postings_numpy import score_postings as score_postings
+from m3edge._postings_numpy import top_postings as top_postings
+
 
 def maxsim_records(
     query: np.ndarray, records: np.ndarray, bits: int, starts: np.ndarray, counts: np.ndarray, n_threads: int

@@ -34,3 +34,7 @@ def _choose(wanted: str) -> tuple[ModuleType, str]:
 _kernels, DESCRIPTION = _choose(os.environ.get("M3EDGE_KERNELS", ""))
 
 maxsim_records = _kernels.maxsim_records
+PostingBlock = _kernels.PostingBlock
+top_postings = _kernels.top_postings
+score_postings = _kernels.score_postings
+count_postings = _kernels.count_postings
