@@ -1,0 +1,194 @@
+"""The posting kernels in numpy: exact top-k and exact scores over posting lists (see _kernels_numpy.py).
+
+A score is a sum of whole numbers, factor (32 bits, one for each query token) times part (16 bits, one for each
+posting), so that it does not depend on the order in which it is added up. A posting's part is its stored weight; or,
+for BM25, when length norms are given, 65535 · count / (count + norm) in float32, rounded down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class PostingBlock:
+    """The postings of up to 65,536 documents that stand one after another.
+
+    tokens:    uint32 [n_tokens], ascending
+    starts:    uint32 [n_tokens + 1]; token i owns the postings starts[i]:starts[i + 1]
+    documents: uint16 [n], counted from the block's first document, ascending within a token
+    weights:   uint16 [n]
+    counts:    uint8 [(n + 1) // 2], two a byte, the lower half first; 15 stands for a large count
+    large_at, large_counts: uint32, int32 [n_large]; the postings with a count of 15 or more, ascending
+    Raises TypeError for an array of another type, ValueError for arrays that are not so.
+    """
+
+    def __init__(
+        self,
+        n_documents: int,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        documents: np.ndarray,
+        weights: np.ndarray,
+        counts: np.ndarray,
+        large_at: np.ndarray,
+        large_counts: np.ndarray,
+    ) -> None:
+        check_vector("tokens", tokens, np.uint32)
+        check_vector("starts", starts, np.uint32)
+        check_vector("documents", documents, np.uint16)
+        check_vector("weights", weights, np.uint16)
+        check_vector("counts", counts, np.uint8)
+        check_vector("large_at", large_at, np.uint32)
+        check_vector("large_counts", large_counts, np.int32)
+        n = len(documents)
+        if n_documents < 0:
+            raise ValueError(f"n_documents must be at least 0, got {n_documents}")
+        if n_documents > 65536:
+            raise ValueError("a block must hold at most 65536 documents")
+        if len(starts) != len(tokens) + 1:
+            raise ValueError("starts must be one longer than tokens")
+        if starts[-1] != n or len(weights) != n or len(counts) != (n + 1) // 2 or len(large_at) != len(large_counts):
+            raise ValueError("starts, documents, weights and counts must tell of the same number of postings")
+        if starts[0] != 0:
+            raise ValueError("starts must begin with 0")
+        if (starts[1:] < starts[:-1]).any():
+            raise ValueError("starts must not descend")
+        if (tokens[1:] <= tokens[:-1]).any():
+            raise ValueError("tokens must ascend")
+        if n and documents.max() >= n_documents:
+            raise ValueError("documents must be less than n_documents")
+        first = np.zeros(n + 1, bool)
+        first[starts] = True
+        if (~first[1:n] & (documents[1:] <= documents[:-1])).any():
+            raise ValueError("documents must ascend within a token")
+        self.n_documents = n_documents
+        self.tokens, self.starts = tokens, starts
+        self.documents, self.weights, self.counts = documents, weights, counts
+        self.large_at, self.large_counts = large_at, large_counts
+
+    def postings(self, token: int) -> slice:
+        """Where this token's postings stand."""
+        index = int(np.searchsorted(self.tokens, token))
+        if index == len(self.tokens) or self.tokens[index] != token:
+            return slice(0, 0)
+        return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def counts_of(self, where: slice) -> np.ndarray:
+        """int32, how often the token occurs in each of these postings' documents."""
+        at = np.arange(where.start, where.stop)
+        counts = (self.counts[at // 2] >> (at % 2 * 4).astype(np.uint8) & 15).astype(np.int32)
+        large = slice(*np.searchsorted(self.large_at, (where.start, where.stop)))
+        counts[self.large_at[large] - where.start] = self.large_counts[large]
+        return counts
+
+
+def top_postings(
+    blocks: Sequence[PostingBlock],
+    tokens: np.ndarray,
+    factors: np.ndarray,
+    norms: np.ndarray | None,
+    smallest: np.ndarray | None,
+    allowed: np.ndarray,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best documents, best first; of equal scores the lower position first.
+
+    blocks:   one after another; each begins where the one before it ends
+    tokens, factors: uint32 [n], at most 32,768; a token that comes twice counts twice
+    norms:    float32 [n_documents], at least 0, BM25's length norms; None: score the stored weights
+    smallest: float32 [n_blocks], the smallest norm of each block; None when norms is
+    allowed:  bool [n_documents]; others are left out
+    returns   positions int64 [m], scores int64 [m]; only scores above 0, so m may be less than k
+    Raises TypeError for an array of another type or not C-contiguous, ValueError for what does not fit.
+    """
+    scores = _all_scores(blocks, tokens, factors, norms, smallest)
+    check_vector("allowed", allowed, np.bool_)
+    if len(allowed) != len(scores):
+        raise ValueError(f"allowed must be {len(scores)} long, got {len(allowed)}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    scores *= allowed
+    if k < len(scores):
+        # the k-th largest value bounds the candidates; ties at the bound are settled by the sort
+        candidates = np.flatnonzero(scores >= max(1, np.partition(scores, len(scores) - k)[len(scores) - k]))
+    else:
+        candidates = np.flatnonzero(scores)
+    best = candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+    return best, scores[best]
+
+
+def score_postings(
+    blocks: Sequence[PostingBlock],
+    tokens: np.ndarray,
+    factors: np.ndarray,
+    norms: np.ndarray | None,
+    smallest: np.ndarray | None,
+    positions: np.ndarray,
+) -> np.ndarray:
+    """The scores of given documents: int64 [n].
+
+    positions: int64 [n], ascending; the rest as in `top_postings`
+    """
+    scores = _all_scores(blocks, tokens, factors, norms, smallest)
+    check_vector("positions", positions, np.int64)
+    if len(positions) and (positions[0] < 0 or positions[-1] >= len(scores) or (np.diff(positions) < 0).any()):
+        raise ValueError(f"positions must ascend within the {len(scores)} documents")
+    return scores[positions]
+
+
+def count_postings(blocks: Sequence[PostingBlock], token: int, allowed: np.ndarray) -> int:
+    """In how many allowed documents the token occurs. allowed: bool [n_documents]"""
+    check_vector("allowed", allowed, np.bool_)
+    n_documents = sum(block.n_documents for block in blocks)
+    if len(allowed) != n_documents:
+        raise ValueError(f"allowed must be {n_documents} long, got {len(allowed)}")
+    count = first = 0
+    for block in blocks:
+        count += np.count_nonzero(allowed[first : first + block.n_documents][block.documents[block.postings(token)]])
+        first += block.n_documents
+    return int(count)
+
+
+def _all_scores(
+    blocks: Sequence[PostingBlock],
+    tokens: np.ndarray,
+    factors: np.ndarray,
+    norms: np.ndarray | None,
+    smallest: np.ndarray | None,
+) -> np.ndarray:
+    check_vector("tokens", tokens, np.uint32)
+    check_vector("factors", factors, np.uint32)
+    if len(tokens) != len(factors):
+        raise ValueError("tokens and factors must be of one length")
+    if len(tokens) > 32768:
+        raise ValueError(f"tokens must be at most 32768, got {len(tokens)}")
+    n_documents = sum(block.n_documents for block in blocks)
+    if (norms is None) != (smallest is None):
+        raise ValueError("norms and smallest must both be given, or neither")
+    if norms is not None and smallest is not None:
+        check_vector("norms", norms, np.float32)
+        check_vector("smallest", smallest, np.float32)
+        if len(norms) != n_documents or len(smallest) != len(blocks):
+            raise ValueError("norms must be one for each document, and smallest one for each block")
+    scores = np.zeros(n_documents, np.int64)
+    first = 0
+    for block in blocks:
+        for token, factor in zip(tokens.tolist(), factors.tolist(), strict=True):
+            where = block.postings(token)
+            documents = first + block.documents[where].astype(np.int64)
+            if norms is None:
+                parts = block.weights[where]
+            else:
+                counts = block.counts_of(where).astype(np.float32)
+                parts = np.float32(65535) * counts / (counts + norms[documents])
+            # += with an index is safe: a document occurs once in a token's postings
+            scores[documents] += factor * parts.astype(np.int64)
+        first += block.n_documents
+    return scores
+
+
+def check_vector(name: str, values: np.ndarray, dtype: type[np.generic]) -> None:
+    if not isinstance(values, np.ndarray) or values.dtype != dtype or values.ndim != 1 or not values.flags.c_contiguous:
+        raise TypeError(f"{name} must be a C-contiguous array of {np.dtype(dtype)} with one axis")

@@ -1,0 +1,40 @@
+"""Chooses, once and for all others, which kernels run: the native ones, or their numpy twins.
+
+Native where the installation found a compiler; the environment variable M3EDGE_KERNELS=numpy takes the twins all the
+same, and M3EDGE_KERNELS=plain, avx2, … a lesser instruction set than the processor's best.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from m3edge import _kernels_numpy
+
+
+def _choose(wanted: str) -> tuple[ModuleType, str]:
+    """The module with the kernels, and how to call them in a report."""
+    if wanted == "numpy":
+        return _kernels_numpy, "numpy (M3EDGE_KERNELS)"
+    try:
+        from m3edge import _native
+    except ImportError as error:
+        if wanted:
+            raise ImportError(f"M3EDGE_KERNELS={wanted}, but the native kernels are not installed ({error})") from error
+        return _kernels_numpy, "numpy (no compiler at install)"
+    if wanted:
+        try:
+            _native.set_instruction_set(wanted)
+        except ValueError as error:
+            known = ", ".join(["numpy", *_native.instruction_sets()])
+            raise ValueError(f"M3EDGE_KERNELS must be one of {known}, got {wanted!r}") from error
+    return _native, f"native ({_native.instruction_set()})"
+
+
+_kernels, DESCRIPTION = _choose(os.environ.get("M3EDGE_KERNELS", ""))
+
+maxsim_records = _kernels.maxsim_records
+PostingBlock = _kernels.PostingBlock
+top_postings = _kernels.top_postings
+score_postings = _kernels.score_postings
+count_postings = _kernels.count_postings

@@ -1,0 +1,232 @@
+// m3edge._native: checks what Python hands over, lets go of the GIL, calls the kernels. Nothing is computed here.
+//
+// Arrays are taken as they lie (`noconvert`): another type or a strided array is a TypeError, never a silent copy. The
+// readable definition of every function is its twin in m3edge/_kernels_numpy.py.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu.h"
+#include "maxsim.h"
+#include "postings.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Result = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig>;
+
+template <class T>
+Result<T> new_vector(size_t size) {
+    T* data = new T[size]();
+    nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
+    return Result<T>(data, {size}, owner);
+}
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+void check_finite(const char* name, const float* values, size_t size) {
+    for (size_t i = 0; i < size; ++i)
+        if (!std::isfinite(values[i])) refuse(std::string(name) + " must be finite, got an infinity or a NaN");
+}
+
+size_t checked_threads(int64_t n_threads) {
+    if (n_threads < 1) refuse("n_threads must be at least 1, got " + std::to_string(n_threads));
+    return size_t(std::min<int64_t>(n_threads, 256));
+}
+
+void check_ranges(const Vector<int64_t>& starts, const Vector<int64_t>& counts, size_t n_rows) {
+    if (starts.shape(0) != counts.shape(0))
+        refuse("starts and counts must be of one length, got " + std::to_string(starts.shape(0)) + " and " +
+               std::to_string(counts.shape(0)));
+    const int64_t rows = int64_t(n_rows);
+    for (size_t i = 0; i < starts.shape(0); ++i) {
+        const int64_t start = starts.data()[i], count = counts.data()[i];
+        if (start < 0 || count < 0 || start > rows || count > rows - start)
+            refuse("starts and counts must lie within the " + std::to_string(rows) + " records, got start " +
+                   std::to_string(start) + ", count " + std::to_string(count));
+    }
+}
+
+m3edge::Records checked_records(const Matrix<uint8_t>& records, int64_t bits, size_t dim) {
+    if (bits != 8 && bits != 4 && bits != 1) refuse("bits must be 8, 4 or 1, got " + std::to_string(bits));
+    const size_t record_bytes = records.shape(1), a_byte = size_t(8 / bits);
+    const size_t needed = 4 + ((dim + a_byte - 1) / a_byte + 3) / 4 * 4;
+    if (record_bytes != needed)
+        refuse("records must be " + std::to_string(needed) + " bytes wide for " + std::to_string(dim) +
+               " dimensions in " + std::to_string(bits) + " bits, got " + std::to_string(record_bytes));
+    return {records.data(), record_bytes, int(bits)};
+}
+
+Result<float> maxsim_records(const Matrix<float>& query, const Matrix<uint8_t>& records, int64_t bits,
+                             const Vector<int64_t>& starts, const Vector<int64_t>& counts, int64_t n_threads) {
+    const m3edge::Records checked = checked_records(records, bits, query.shape(1));
+    check_ranges(starts, counts, records.shape(0));
+    check_finite("query", query.data(), query.size());
+    const size_t threads = checked_threads(n_threads);
+    Result<float> scores = new_vector<float>(starts.shape(0));
+    {
+        nb::gil_scoped_release release;
+        m3edge::maxsim(query.data(), query.shape(0), query.shape(1), checked, starts.data(), counts.data(),
+                       starts.shape(0), threads, scores.data());
+    }
+    return scores;
+}
+
+// Posting lists
+
+// The arrays and, kept alive with them, what C++ reads of them.
+struct HeldBlock {
+    Vector<uint32_t> tokens, starts;
+    Vector<uint16_t> documents, weights;
+    Vector<uint8_t> counts;
+    Vector<uint32_t> large_at;
+    Vector<int32_t> large_counts;
+    m3edge::PostingBlock block;
+
+    HeldBlock(int64_t n_documents, Vector<uint32_t> tokens_, Vector<uint32_t> starts_, Vector<uint16_t> documents_,
+              Vector<uint16_t> weights_, Vector<uint8_t> counts_, Vector<uint32_t> large_at_,
+              Vector<int32_t> large_counts_)
+        : tokens(std::move(tokens_)), starts(std::move(starts_)), documents(std::move(documents_)),
+          weights(std::move(weights_)), counts(std::move(counts_)), large_at(std::move(large_at_)),
+          large_counts(std::move(large_counts_)) {
+        const size_t n = documents.shape(0);
+        if (n_documents < 0) refuse("n_documents must be at least 0, got " + std::to_string(n_documents));
+        if (starts.shape(0) != tokens.shape(0) + 1) refuse("starts must be one longer than tokens");
+        if (starts.data()[tokens.shape(0)] != n || weights.shape(0) != n || counts.shape(0) != (n + 1) / 2 ||
+            large_at.shape(0) != large_counts.shape(0))
+            refuse("starts, documents, weights and counts must tell of the same number of postings");
+        block = {size_t(n_documents), tokens.data(),   tokens.shape(0),     starts.data(),     documents.data(),
+                 weights.data(),      counts.data(),   large_at.data(),     large_counts.data(), large_at.shape(0),
+                 {},                  {}};
+        block.prepare();
+    }
+};
+
+using Norms = std::optional<Vector<float>>;
+
+// The blocks of a call, how many documents they hold, and what else all calls check alike
+struct PostingCall {
+    m3edge::PostingBlocks blocks;
+    size_t n_documents = 0;
+    m3edge::PostingQuery query{};
+    m3edge::LengthNorms norms{};
+
+    explicit PostingCall(const std::vector<const HeldBlock*>& held) {
+        for (const HeldBlock* one : held) {
+            blocks.push_back(&one->block);
+            n_documents += one->block.n_documents;
+        }
+    }
+    void take_query(const Vector<uint32_t>& tokens, const Vector<uint32_t>& factors) {
+        if (tokens.shape(0) != factors.shape(0)) refuse("tokens and factors must be of one length");
+        if (tokens.shape(0) > 32768) refuse("tokens must be at most 32768, got " + std::to_string(tokens.shape(0)));
+        query = {tokens.data(), factors.data(), tokens.shape(0)};
+    }
+    void take_norms(const Norms& all, const Norms& smallest) {
+        if (all.has_value() != smallest.has_value()) refuse("norms and smallest must both be given, or neither");
+        if (!all) return;
+        if (all->shape(0) != n_documents || smallest->shape(0) != blocks.size())
+            refuse("norms must be one for each document, and smallest one for each block");
+        norms = {all->data(), smallest->data()};
+    }
+    void check_allowed(const Vector<bool>& allowed) const {
+        if (allowed.shape(0) != n_documents)
+            refuse("allowed must be " + std::to_string(n_documents) + " long, got " + std::to_string(allowed.shape(0)));
+    }
+};
+
+std::pair<Result<int64_t>, Result<int64_t>> top_postings(const std::vector<const HeldBlock*>& blocks,
+                                                         const Vector<uint32_t>& tokens,
+                                                         const Vector<uint32_t>& factors, const Norms& norms,
+                                                         const Norms& smallest, const Vector<bool>& allowed,
+                                                         int64_t k) {
+    PostingCall call(blocks);
+    call.take_query(tokens, factors);
+    call.take_norms(norms, smallest);
+    call.check_allowed(allowed);
+    if (k < 1) refuse("k must be at least 1, got " + std::to_string(k));
+    std::vector<m3edge::PostingHit> hits;
+    {
+        nb::gil_scoped_release release;
+        const size_t most = std::min(size_t(k), std::max<size_t>(1, call.n_documents));
+        hits = m3edge::top_postings(call.blocks, call.query, call.norms, allowed.data(), most);
+    }
+    auto positions = new_vector<int64_t>(hits.size()), scores = new_vector<int64_t>(hits.size());
+    for (size_t i = 0; i < hits.size(); ++i) {
+        positions.data()[i] = hits[i].position;
+        scores.data()[i] = hits[i].score;
+    }
+    return {positions, scores};
+}
+
+Result<int64_t> score_postings(const std::vector<const HeldBlock*>& blocks, const Vector<uint32_t>& tokens,
+                               const Vector<uint32_t>& factors, const Norms& norms, const Norms& smallest,
+                               const Vector<int64_t>& positions) {
+    PostingCall call(blocks);
+    call.take_query(tokens, factors);
+    call.take_norms(norms, smallest);
+    const size_t n = positions.shape(0);
+    for (size_t i = 0; i < n; ++i)
+        if (positions.data()[i] < (i ? positions.data()[i - 1] : 0) || positions.data()[i] >= int64_t(call.n_documents))
+            refuse("positions must ascend within the " + std::to_string(call.n_documents) + " documents");
+    auto scores = new_vector<int64_t>(n);
+    {
+        nb::gil_scoped_release release;
+        m3edge::score_postings(call.blocks, call.query, call.norms, positions.data(), n, scores.data());
+    }
+    return scores;
+}
+
+int64_t count_postings(const std::vector<const HeldBlock*>& blocks, uint32_t token, const Vector<bool>& allowed) {
+    const PostingCall call(blocks);
+    call.check_allowed(allowed);
+    nb::gil_scoped_release release;
+    return m3edge::count_postings(call.blocks, token, allowed.data());
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "m3edge's kernels in C++; m3edge.kernels chooses between them and their numpy twins.";
+
+    module.def("instruction_sets", [] {
+        std::vector<std::string> names;
+        for (m3edge::InstructionSet set : m3edge::available_instruction_sets()) names.push_back(m3edge::name_of(set));
+        return names;
+    });
+    module.def("instruction_set", [] { return std::string(m3edge::name_of(m3edge::instruction_set())); });
+    module.def("set_instruction_set", [](const std::string& name) {
+        m3edge::set_instruction_set(m3edge::instruction_set_named(name));
+    }, "name"_a);
+
+    module.def("maxsim_records", &maxsim_records, "query"_a.noconvert(), "records"_a.noconvert(), "bits"_a,
+               "starts"_a.noconvert(), "counts"_a.noconvert(), "n_threads"_a);
+
+    nb::class_<HeldBlock>(module, "PostingBlock")
+        .def(nb::init<int64_t, Vector<uint32_t>, Vector<uint32_t>, Vector<uint16_t>, Vector<uint16_t>, Vector<uint8_t>,
+                      Vector<uint32_t>, Vector<int32_t>>(),
+             "n_documents"_a, "tokens"_a.noconvert(), "starts"_a.noconvert(), "documents"_a.noconvert(),
+             "weights"_a.noconvert(), "counts"_a.noconvert(), "large_at"_a.noconvert(), "large_counts"_a.noconvert());
+    module.def("top_postings", &top_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
+               "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "allowed"_a.noconvert(), "k"_a);
+    module.def("score_postings", &score_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
+               "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "positions"_a.noconvert());
+    module.def("count_postings", &count_postings, "blocks"_a, "token"_a, "allowed"_a.noconvert());
+}

@@ -1,0 +1,85 @@
+#include "cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <stdexcept>
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#include <cpuid.h>
+#define M3EDGE_X86 1
+#endif
+
+namespace m3edge {
+namespace {
+
+struct Named {
+    InstructionSet set;
+    const char* name;
+};
+constexpr Named names[] = {
+    {InstructionSet::plain, "plain"},           {InstructionSet::avx2, "avx2"}, {InstructionSet::avxvnni, "avx-vnni"},
+    {InstructionSet::avx512vnni, "avx512-vnni"}, {InstructionSet::neon, "neon"},
+};
+
+std::vector<InstructionSet> detect() {
+    std::vector<InstructionSet> found;
+#if defined(M3EDGE_X86)
+    unsigned eax, ebx, ecx, edx;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 27))) {  // OSXSAVE: the system says what it saves
+        uint32_t low, high;
+        __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        const bool saves_ymm = (low & 0x06) == 0x06;
+        const bool saves_zmm = (low & 0xe6) == 0xe6;
+        if (saves_ymm && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
+            const bool avx2 = ebx & (1u << 5);
+            const bool avx512 = (ebx & (1u << 16)) && (ebx & (1u << 30)) && (ebx & (1u << 31));  // F, BW, VL
+            const bool avx512vnni = ecx & (1u << 11);
+            const bool has_leaf_1 = eax >= 1;
+            if (saves_zmm && avx512 && avx512vnni) found.push_back(InstructionSet::avx512vnni);
+            if (has_leaf_1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && avx2 && (eax & (1u << 4)))
+                found.push_back(InstructionSet::avxvnni);
+            if (avx2) found.push_back(InstructionSet::avx2);
+        }
+    }
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
+    found.push_back(InstructionSet::neon);
+#endif
+    found.push_back(InstructionSet::plain);
+    return found;
+}
+
+std::atomic<InstructionSet>& chosen() {
+    static std::atomic<InstructionSet> set{available_instruction_sets().front()};
+    return set;
+}
+
+}  // namespace
+
+const std::vector<InstructionSet>& available_instruction_sets() {
+    static const std::vector<InstructionSet> found = detect();
+    return found;
+}
+
+InstructionSet instruction_set() { return chosen().load(std::memory_order_relaxed); }
+
+void set_instruction_set(InstructionSet wanted) {
+    const auto& available = available_instruction_sets();
+    if (std::find(available.begin(), available.end(), wanted) == available.end())
+        throw std::invalid_argument(std::string("this processor has no ") + name_of(wanted));
+    chosen().store(wanted);
+}
+
+const char* name_of(InstructionSet set) {
+    for (const Named& named : names)
+        if (named.set == set) return named.name;
+    return "unknown";
+}
+
+InstructionSet instruction_set_named(const std::string& name) {
+    for (const Named& named : names)
+        if (name == named.name) return named.set;
+    throw std::invalid_argument("no instruction set is called '" + name + "'");
+}
+
+}  // namespace m3edge

@@ -1,0 +1,136 @@
+#include "maxsim.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cpu.h"
+#include "maxsim_tile.h"
+#include "parallel.h"
+
+namespace m3edge {
+namespace {
+
+const TileKernel& tile_kernel() {
+    const TileKernel* kernel = nullptr;
+    switch (instruction_set()) {
+        case InstructionSet::avx512vnni: kernel = tile_kernel_avx512vnni(); break;
+        case InstructionSet::avxvnni: kernel = tile_kernel_avxvnni(); break;
+        case InstructionSet::avx2: kernel = tile_kernel_avx2(); break;
+        case InstructionSet::neon: kernel = tile_kernel_neon(); break;
+        case InstructionSet::plain: break;
+    }
+    return kernel != nullptr ? *kernel : *tile_kernel_plain();
+}
+
+struct PackedQuery {
+    std::vector<uint8_t> codes;  // as Tile::query
+    std::vector<float> scales;   // [n_tokens]
+    size_t n_blocks;
+};
+
+PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, const TileKernel& kernel) {
+    const size_t lanes = kernel.block_lanes;
+    PackedQuery packed;
+    packed.n_blocks = (n_tokens + lanes - 1) / lanes;
+    packed.scales.assign(n_tokens, 0.0f);
+    packed.codes.assign(packed.n_blocks * lanes * width, uint8_t(kernel.query_offset));
+    for (size_t token = 0; token < n_tokens; ++token) {
+        const float* row = query + token * dim;
+        float largest = 0.0f;
+        for (size_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
+        if (largest < 1e-30f) continue;  // its inverse would overflow; such a token scores 0
+        packed.scales[token] = largest / 127.0f;
+        const float inverse = 127.0f / largest;
+        uint8_t* block = packed.codes.data() + token / lanes * lanes * width + token % lanes * 4;
+        for (size_t k = 0; k < dim; ++k) {
+            const float code = std::nearbyint(std::min(127.0f, std::max(-127.0f, row[k] * inverse)));
+            block[k / 4 * lanes * 4 + k % 4] = uint8_t(int(code) + kernel.query_offset);
+        }
+    }
+    return packed;
+}
+
+// The codes of one record, one byte each.
+void unpack(const uint8_t* codes, size_t n_bytes, int bits, int8_t* out) {
+    if (bits == 4) {
+        for (size_t j = 0; j < n_bytes; ++j) out[j] = int8_t((codes[j] & 15) - 8);
+        for (size_t j = 0; j < n_bytes; ++j) out[n_bytes + j] = int8_t((codes[j] >> 4) - 8);
+    } else {
+        for (int plane = 0; plane < 8; ++plane)
+            for (size_t j = 0; j < n_bytes; ++j) out[plane * n_bytes + j] = int8_t((codes[j] >> plane & 1) * 2 - 1);
+    }
+}
+
+class DocumentScorer {
+  public:
+    DocumentScorer(const PackedQuery& query, const Records& records, const TileKernel& kernel)
+        : query_(query), records_(records), kernel_(kernel), best_(query.n_blocks * kernel.block_lanes) {
+        if (records.bits < 8) unpacked_.resize(kernel.rows * records.width());
+    }
+
+    float operator()(int64_t start, int64_t count) {
+        if (count == 0 || query_.scales.empty()) return 0.0f;
+        std::fill(best_.begin(), best_.end(), -std::numeric_limits<float>::infinity());
+        for (int64_t row = 0; row < count; row += kernel_.rows)
+            take(records_.data + (start + row) * records_.record_bytes, int(std::min<int64_t>(kernel_.rows, count - row)));
+        double sum = 0.0;
+        for (size_t token = 0; token < query_.scales.size(); ++token) sum += best_[token] * query_.scales[token];
+        return float(sum / double(query_.scales.size()));
+    }
+
+  private:
+    void take(const uint8_t* record, int n_rows) {
+        Tile tile;
+        float scales[max_tile_rows];
+        for (int r = 0; r < n_rows; ++r) std::memcpy(&scales[r], record + r * records_.record_bytes, sizeof(float));
+        if (records_.bits == 8) {
+            tile.rows = reinterpret_cast<const int8_t*>(record + sizeof(float));
+            tile.stride = records_.record_bytes;
+        } else {
+            for (int r = 0; r < n_rows; ++r)
+                unpack(record + r * records_.record_bytes + sizeof(float), records_.code_bytes(), records_.bits,
+                       unpacked_.data() + r * records_.width());
+            tile.rows = unpacked_.data();
+            tile.stride = records_.width();
+        }
+        tile.n_rows = n_rows;
+        tile.scales = scales;
+        tile.width = records_.width();
+        tile.query = query_.codes.data();
+        tile.n_blocks = query_.n_blocks;
+        tile.best = best_.data();
+        kernel_.run(tile);
+    }
+
+    const PackedQuery& query_;
+    const Records& records_;
+    const TileKernel& kernel_;
+    std::vector<float> best_;
+    std::vector<int8_t> unpacked_;
+};
+
+// Below this many products a second thread takes longer to start than it saves (a start takes about 30 us).
+constexpr double min_products_a_thread = 8e6;
+
+}  // namespace
+
+void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& records, const int64_t* starts,
+            const int64_t* counts, size_t n_documents, size_t n_threads, float* scores) {
+    const TileKernel& kernel = tile_kernel();
+    const PackedQuery packed = pack(query, n_tokens, dim, records.width(), kernel);
+    double products = 0.0;
+    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.codes.size());
+    const double useful = std::max(1.0, products / min_products_a_thread);
+    const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_documents, size_t(std::min(useful, 1e6))}));
+    std::vector<DocumentScorer> scorers(n_workers, DocumentScorer(packed, records, kernel));
+    std::atomic<size_t> next{0};
+    run_workers(n_workers, [&](size_t worker) {
+        for (size_t i; (i = next++) < n_documents;) scores[i] = scorers[worker](starts[i], counts[i]);
+    });
+}
+
+}  // namespace m3edge

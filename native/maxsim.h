@@ -1,0 +1,27 @@
+// MaxSim of one query against documents whose token vectors lie quantized in a mapped file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace m3edge {
+
+// n token records of record_bytes each: a float32 scale, then `width / (8 / bits)` bytes of codes, a multiple of 4.
+// The codes of a byte are in planes: with p planes of w bytes, plane i of byte j is the code of dimension i * w + j.
+//   8 bits: the number itself, signed; 4 bits: the number + 8; 1 bit: 0 for -1, 1 for 1
+struct Records {
+    const uint8_t* data;
+    size_t record_bytes;
+    int bits;
+
+    size_t code_bytes() const { return record_bytes - sizeof(float); }
+    size_t width() const { return code_bytes() * (8 / bits); }
+};
+
+// scores[i] = mean over the query's tokens of max over j in [starts[i], starts[i] + counts[i]) of <query token, j>;
+// 0 for a document or a query without tokens. Query tokens are quantized to 8 bits, each with its own scale.
+//   query: n_tokens rows of dim finite floats, dim <= records.width()
+void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& records, const int64_t* starts,
+            const int64_t* counts, size_t n_documents, size_t n_threads, float* scores);
+
+}  // namespace m3edge
