@@ -305,7 +305,9 @@ def table(report: dict[str, Any]) -> str:
     own = report["rows"][0]["median_ms"]
     for row in report["rows"]:
         size = row.get("bytes_a_posting", "")
-        lines.append(f"| {row['name']} | {row['median_ms']} | {row['p99_ms']} | {row['median_ms'] / own:.1f} | {size} |")
+        lines.append(
+            f"| {row['name']} | {row['median_ms']} | {row['p99_ms']} | {row['median_ms'] / own:.1f} | {size} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""The C++ kernels (native/): what each computes, its twin in _kernels_numpy.py says."""
+"""The C++ kernels (native/): what each computes, its twin in _kernels_numpy.py or _postings_numpy.py says."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,3 +16,35 @@ def set_instruction_set(name: str) -> None:
 def maxsim_records(
     query: np.ndarray, records: np.ndarray, bits: int, starts: np.ndarray, counts: np.ndarray, n_threads: int
 ) -> np.ndarray: ...
+
+class PostingBlock:
+    def __init__(
+        self,
+        n_documents: int,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        documents: np.ndarray,
+        weights: np.ndarray,
+        counts: np.ndarray,
+        large_at: np.ndarray,
+        large_counts: np.ndarray,
+    ) -> None: ...
+
+def top_postings(
+    blocks: Sequence[PostingBlock],
+    tokens: np.ndarray,
+    factors: np.ndarray,
+    norms: np.ndarray | None,
+    smallest: np.ndarray | None,
+    allowed: np.ndarray,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]: ...
+def score_postings(
+    blocks: Sequence[PostingBlock],
+    tokens: np.ndarray,
+    factors: np.ndarray,
+    norms: np.ndarray | None,
+    smallest: np.ndarray | None,
+    positions: np.ndarray,
+) -> np.ndarray: ...
+def count_postings(blocks: Sequence[PostingBlock], token: int, allowed: np.ndarray) -> int: ...

@@ -144,11 +144,13 @@ def count_postings(blocks: Sequence[PostingBlock], token: int, allowed: np.ndarr
     n_documents = sum(block.n_documents for block in blocks)
     if len(allowed) != n_documents:
         raise ValueError(f"allowed must be {n_documents} long, got {len(allowed)}")
-    count = first = 0
+    count, first = 0, 0
     for block in blocks:
-        count += np.count_nonzero(allowed[first : first + block.n_documents][block.documents[block.postings(token)]])
+        count += int(
+            np.count_nonzero(allowed[first : first + block.n_documents][block.documents[block.postings(token)]])
+        )
         first += block.n_documents
-    return int(count)
+    return count
 
 
 def _all_scores(

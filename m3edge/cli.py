@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from m3edge import kernels
 from m3edge.encoder import HEADS, Encoder
 from m3edge.errors import FormatError, M3EdgeError
 from m3edge.index import Document, Hit, Index
+from m3edge.index.sparse import LEXICAL
 from m3edge.index.store import FILE_NAME as STORE_FILE
+from m3edge.index.tokens import CODECS
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.model_folder import MANIFEST, PRESETS, read_model_folder
 from m3edge.passages import split_passages
@@ -62,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "paths", nargs="+", type=Path, metavar="PATH", help="text file, folder, or .jsonl with _id, text"
     )
     index.add_argument("--passage-tokens", type=int, metavar="N", help="longest passage; by default the model's limit")
+    index.add_argument(
+        "--token-codec", choices=CODECS, default="int8", help=f"how a new index keeps token vectors; {_DEFAULT}"
+    )
     _add_session_options(index)
     index.set_defaults(run=_index)
 
@@ -77,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_weights,
         default="general",
         help=f"a preset ({', '.join(PRESETS)}) or three numbers DENSE,SPARSE,TOKENS; {_DEFAULT}",
+    )
+    search.add_argument(
+        "--lexical",
+        choices=LEXICAL,
+        default="m3",
+        help=f"how the sparse part scores: learned, also rare, BM25; {_DEFAULT}",
     )
     search.add_argument("--explain", action="store_true", help="say which tokens made each hit score")
     search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -158,7 +170,11 @@ def _index(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{path}: no such file or folder")
     encoder = _load(options, options.model)
     is_new = not options.index.exists() or not any(options.index.iterdir())
-    index = Index.create(options.index, encoder) if is_new else Index.open(options.index, encoder, progress=None)
+    index = (
+        Index.create(options.index, encoder, token_codec=options.token_codec)
+        if is_new
+        else Index.open(options.index, encoder, progress=None)
+    )
     try:
         with index:
             counts: dict[str, int] = {}
@@ -234,7 +250,9 @@ def _search(options: argparse.Namespace) -> None:
     folder = options.model or _noted_model(options.index)
     encoder = _load(options, folder)
     with Index.open(options.index, encoder, progress=None) as index:
-        hits = index.search(options.query, options.k, weights=options.weights, explain=options.explain)
+        hits = index.search(
+            options.query, options.k, weights=options.weights, lexical=options.lexical, explain=options.explain
+        )
     if options.json:
         print(json.dumps({"query": options.query, "hits": [_as_json(hit) for hit in hits]}, ensure_ascii=False))
         return
@@ -316,6 +334,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "parity": info.parity,
         "size_bytes": _folder_size(folder),
         "checksums": "all files match",
+        "kernels": kernels.DESCRIPTION,
     }
 
 
@@ -326,7 +345,9 @@ def _describe_index(folder: Path) -> dict[str, Any]:
             "documents": len(index),
             "model": index.model,
             "model_folder": index.note("model_folder"),
+            "token_codec": index.token_codec,
             "size_bytes": _folder_size(folder),
+            "kernels": kernels.DESCRIPTION,
         }
 
 

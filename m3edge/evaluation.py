@@ -15,15 +15,14 @@ import numpy as np
 from m3edge.embeddings import Embeddings, SparseRows, offsets_of
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
-from m3edge.index.search import top
-from m3edge.index.sparse import PostingIndex
+from m3edge.index.sparse import LEXICAL, PostingIndex
 from m3edge.index.tokens import FILE_NAME as TOKENS_FILE
 from m3edge.index.tokens import TokenStore
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.progress import progress_bar
-from m3edge.scoring import Weights, hybrid_scores, maxsim, resolve_weights
+from m3edge.scoring import Weights, hybrid_scores, resolve_weights
 
-MODES = ("dense", "sparse", "tokens", "dense+sparse", "all", "all-long", "bm25")
+MODES = ("dense", "sparse", "sparse-idf", "bm25", "tokens", "dense+sparse", "all", "all-idf", "all-bm25", "all-long")
 METRICS = ("nDCG@10", "R@100")
 
 _CANDIDATES = 200  # documents the dense and the sparse part each put forward; the paper reranks 200
@@ -78,13 +77,18 @@ def read_beir(folder: Path | str, *, split: str = "test", n_queries: int | None 
     )
 
 
-def evaluate(encoder: Encoder, dataset: BeirDataset, *, progress: bool | None = False) -> Evaluation:
+def evaluate(
+    encoder: Encoder, dataset: BeirDataset, *, token_codec: str = "int8", progress: bool | None = False
+) -> Evaluation:
     """Rank the corpus for every query in every mode and measure it.
 
-    The candidates of "tokens", "dense+sparse", "all" and "all-long" are the union of the best 200 by dense and the best
-    200 by sparse score; "dense", "sparse" and "bm25" rank the whole corpus.
+    "dense", "sparse", "sparse-idf" and "bm25" rank the whole corpus; the candidates of the others are the union of the
+    best 200 by dense and the best 200 by sparse score. "-idf" and "-bm25" name the lexical part, see PostingIndex.
+
+    token_codec: how token vectors are kept, as in an Index
     """
-    with EncodedCorpus(encoder, list(dataset.corpus.values()), progress=progress) as corpus:
+    texts = list(dataset.corpus.values())
+    with EncodedCorpus(encoder, texts, token_codec=token_codec, progress=progress) as corpus:
         queries = encoder.encode_queries(list(dataset.queries.values()), progress=progress)
         return evaluate_encoded(corpus, queries, dataset, progress=progress)
 
@@ -118,14 +122,21 @@ def evaluate_encoded(
 class EncodedCorpus:
     """All documents' vectors: dense and postings in memory, token vectors in a mapped file. Close it, or use `with`."""
 
-    def __init__(self, encoder: Encoder, texts: list[str], *, progress: bool | None = False) -> None:
+    def __init__(
+        self, encoder: Encoder, texts: list[str], *, token_codec: str = "int8", progress: bool | None = False
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="m3edge-eval-")
-        self._tokens = TokenStore(Path(self._folder.name) / TOKENS_FILE, encoder.info.token_dim)
+        self._tokens = TokenStore(Path(self._folder.name) / TOKENS_FILE, encoder.info.token_dim, token_codec)
+        self._n_threads = encoder.session.n_threads
         self._postings = PostingIndex()
-        self._weights = {
-            "dense+sparse": resolve_weights("general", encoder.info.presets)._replace(tokens=0.0),
-            "all": resolve_weights("general", encoder.info.presets),
-            "all-long": resolve_weights("long", encoder.info.presets),
+        general, long = (resolve_weights(name, encoder.info.presets) for name in ("general", "long"))
+        self._mixes = {
+            "tokens": (Weights(0, 0, 1), "m3"),
+            "dense+sparse": (general._replace(tokens=0.0), "m3"),
+            "all": (general, "m3"),
+            "all-idf": (general, "m3-idf"),
+            "all-bm25": (general, "bm25"),
+            "all-long": (long, "m3"),
         }
         dense, counts = [], []
         written = 0
@@ -151,20 +162,17 @@ class EncodedCorpus:
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For each of MODES the best documents' positions and scores, best first."""
         dense = self._dense @ dense_query
-        sparse = self._postings.scores(sparse_query)
-        bm25 = self._postings.bm25_scores(sparse_query)
-        candidates = np.union1d(_best(dense, _CANDIDATES), top(sparse, _CANDIDATES))
-        tokens = maxsim(token_query, self._tokens.read(self._starts[candidates], self._counts[candidates]))
-        rankings = {
-            "dense": _best(dense, _DEPTH),
-            "sparse": top(sparse, _DEPTH),
-            "bm25": top(bm25, _DEPTH),
-        }
-        whole = {"dense": dense, "sparse": sparse, "bm25": bm25}
-        result = {mode: (positions, whole[mode][positions]) for mode, positions in rankings.items()}
-        mixes = {"tokens": Weights(0, 0, 1), **self._weights}
-        for mode, weights in mixes.items():
-            scores = hybrid_scores(dense[candidates], sparse[candidates], tokens, weights)
+        lexical = {kind: self._postings.query(sparse_query, kind) for kind in LEXICAL}
+        best_dense = _best(dense, _DEPTH)
+        result: dict[str, tuple[np.ndarray, np.ndarray]] = {"dense": (best_dense, dense[best_dense])}
+        for mode, kind in (("sparse", "m3"), ("sparse-idf", "m3-idf"), ("bm25", "bm25")):
+            result[mode] = self._postings.top(lexical[kind], _DEPTH)
+        found = self._postings.top(lexical["m3"], _CANDIDATES).positions
+        candidates = np.union1d(_best(dense, _CANDIDATES), found)
+        sparse = {kind: self._postings.scores(query, candidates) for kind, query in lexical.items()}
+        tokens = self._tokens.scores(token_query, self._starts[candidates], self._counts[candidates], self._n_threads)
+        for mode, (weights, kind) in self._mixes.items():
+            scores = hybrid_scores(dense[candidates], sparse[kind], tokens, weights)
             order = _best(scores, _DEPTH)
             result[mode] = (candidates[order], scores[order])
         return result

@@ -11,7 +11,10 @@ from m3edge.tokenization import TokenizedText, Tokenizer
 
 
 class SharedToken(NamedTuple):
-    """A token of both texts; score: query_weight · passage_weight, its part of the lexical score."""
+    """A token of both texts, with the weights that its kind of lexical score gives it.
+
+    score: query_weight · passage_weight, its part of the lexical score
+    """
 
     token: str
     query_weight: float
@@ -40,21 +43,30 @@ def explain(
     query: Embeddings,
     passage_text: TokenizedText,
     passage: Embeddings,
+    query_weights: np.ndarray,
+    passage_weights: np.ndarray,
 ) -> Explanation:
-    """Take apart the lexical and the MaxSim score of one query and one passage (each n = 1, with all heads)."""
+    """Take apart the lexical and the MaxSim score of one query and one passage (each n = 1, with all heads).
+
+    query_weights, passage_weights: float64 [n], what the lexical score gives each token of the two sparse rows
+    """
     matches = _matches(tokenizer, query_text, query, passage_text, passage)
-    return Explanation(_shared(tokenizer, query, passage), matches)
+    return Explanation(_shared(tokenizer, query, passage, query_weights, passage_weights), matches)
 
 
-def _shared(tokenizer: Tokenizer, query: Embeddings, passage: Embeddings) -> tuple[SharedToken, ...]:
+def _shared(
+    tokenizer: Tokenizer,
+    query: Embeddings,
+    passage: Embeddings,
+    query_weights: np.ndarray,
+    passage_weights: np.ndarray,
+) -> tuple[SharedToken, ...]:
     assert query.sparse is not None
     assert passage.sparse is not None
     ids, of_query, of_passage = np.intersect1d(query.sparse.ids, passage.sparse.ids, return_indices=True)
     shared = [
         SharedToken(tokenizer.token(token), float(w_query), float(w_passage), float(w_query * w_passage))
-        for token, w_query, w_passage in zip(
-            ids, query.sparse.weights[of_query], passage.sparse.weights[of_passage], strict=True
-        )
+        for token, w_query, w_passage in zip(ids, query_weights[of_query], passage_weights[of_passage], strict=True)
         if w_query * w_passage > 0
     ]
     return tuple(sorted(shared, key=lambda item: -item.score))

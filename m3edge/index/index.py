@@ -1,7 +1,7 @@
 """Index: documents that can be searched, in a folder of their own. Joins the store, the token file and the state.
 
 index.sqlite   the truth: documents, metadata, dense vectors, sparse rows, what was deleted
-tokens.f16     the token vectors
+tokens.bin     the token vectors
 dense.hnsw     derived: the dense graph       } each with a stamp beside it; made again from the truth
 postings.npz   derived: the posting arrays    } when older or damaged
 """
@@ -26,10 +26,11 @@ from m3edge.files import new_folder
 from m3edge.index.dense import HnswConfig
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.search import Ranking, needed_heads, search
+from m3edge.index.sparse import LEXICAL
 from m3edge.index.state import SearchState
 from m3edge.index.store import Document, Store, damaged
+from m3edge.index.tokens import CODECS, TokenStore
 from m3edge.index.tokens import FILE_NAME as TOKENS_FILE
-from m3edge.index.tokens import TokenStore
 from m3edge.model_folder import PRESETS
 from m3edge.progress import progress_bar
 from m3edge.scoring import Weights, resolve_weights
@@ -72,20 +73,29 @@ class Index:
         self.encoder = encoder
         self._store = store
         self._model = store.meta("model")
-        self._tokens = TokenStore(folder / TOKENS_FILE, self._model["token_dim"])
-        n_threads = encoder.session.n_threads if encoder is not None else 1
+        self._tokens = TokenStore(folder / TOKENS_FILE, self._model["token_dim"], store.meta("token_codec"))
+        self._n_threads = n_threads = encoder.session.n_threads if encoder is not None else 1
         config = HnswConfig(**store.meta("hnsw"))
         self._state = SearchState.load(folder, store, self._model["dense_dim"], config, n_threads)
         self._saved_generation = self._state.stamp.generation
         self._state_lock = threading.Lock()
 
     @classmethod
-    def create(cls, folder: Path | str, encoder: Encoder, *, hnsw: HnswConfig | None = None) -> Index:
-        """Make an empty index for this encoder's model. Raises FileExistsError when the folder is there, not empty."""
+    def create(
+        cls, folder: Path | str, encoder: Encoder, *, token_codec: str = "int8", hnsw: HnswConfig | None = None
+    ) -> Index:
+        """Make an empty index for this encoder's model.
+
+        token_codec: how token vectors are kept, most of an index's size: "int8", "int4", "binary" or "fp16"
+        Raises FileExistsError when the folder is there and not empty.
+        """
+        if token_codec not in CODECS:
+            raise ValueError(f"token_codec must be one of {', '.join(CODECS)}, got {token_codec!r}")
         folder = Path(folder)
         model = {key: getattr(encoder.info, key) for key in _MODEL_KEYS}
         with new_folder(folder) as staging:
-            Store.create(staging, {"model": model, "hnsw": asdict(hnsw or HnswConfig())})
+            settings = {"model": model, "hnsw": asdict(hnsw or HnswConfig()), "token_codec": token_codec}
+            Store.create(staging, settings)
         return cls.open(folder, encoder)
 
     @classmethod
@@ -150,6 +160,11 @@ class Index:
         self.refresh()
 
     @property
+    def token_codec(self) -> str:
+        """How token vectors are kept: "int8", "int4", "binary" or "fp16"."""
+        return self._tokens.codec
+
+    @property
     def model(self) -> Mapping[str, Any]:
         """The model the index was built with: its name, fingerprint, precision and widths."""
         return dict(self._model)
@@ -203,6 +218,7 @@ class Index:
         *,
         weights: str | Sequence[float] = "general",
         candidates: int = 100,
+        lexical: str = "m3",
         explain: bool = False,
     ) -> list[Hit]:
         """The k best documents, best first; fewer when the index holds fewer.
@@ -211,21 +227,25 @@ class Index:
         weights:    of the dense, sparse and token scores: a preset's name ("general", "long", "flagembedding") or three
             numbers; a part with weight 0 is not computed
         candidates: documents the dense and the sparse part each put forward to be scored by all parts
+        lexical:    how the sparse part scores, nothing encoded anew: "m3", the paper's way; "m3-idf", a query's weights
+            times how rare their tokens are in this index; "bm25", no learned weights at all
         explain:    add to each hit which tokens made it score; needs a text
         """
         _check_count("k", k)
         _check_count("candidates", candidates)
         presets = self.encoder.info.presets if self.encoder is not None else PRESETS
         resolved = resolve_weights(weights, presets)
+        if lexical not in LEXICAL:
+            raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
         if explain and not isinstance(query, str):
             raise ValueError("explain needs the query as a text, got Embeddings")
         embeddings = self._embed(query, resolved, explain)
         with self._state_lock:
-            ranking = search(self._state, self._tokens, embeddings, k, resolved, candidates)
+            ranking = search(self._state, self._tokens, embeddings, k, resolved, candidates, lexical, self._n_threads)
             hits = self._hits(ranking)
         if explain:
             assert isinstance(query, str)
-            hits = [hit._replace(explanation=self._explain(query, embeddings, hit)) for hit in hits]
+            hits = [hit._replace(explanation=self._explain(query, embeddings, hit, lexical)) for hit in hits]
         return hits
 
     def _embed(self, query: str | Embeddings, weights: Weights, explain: bool) -> Embeddings:
@@ -259,13 +279,19 @@ class Index:
                 )
         return hits
 
-    def _explain(self, query: str, embeddings: Embeddings, hit: Hit) -> Explanation:
+    def _explain(self, query: str, embeddings: Embeddings, hit: Hit, lexical: str) -> Explanation:
         encoder = self._need_encoder("explain a hit")
         info, tokenizer = encoder.info, encoder.tokenizer
         (query_text,) = tokenizer.tokenize([query], prefix=info.query_prefix, max_length=info.max_length)
         (passage_text,) = tokenizer.tokenize([hit.text], prefix=info.passage_prefix, max_length=info.max_length)
         passage = encoder.encode_passages(hit.text, heads=("sparse", "tokens"))
-        return explain(tokenizer, query_text, embeddings, passage_text, passage)
+        assert embeddings.sparse is not None
+        assert passage.sparse is not None
+        with self._state_lock:
+            postings = self._state.postings
+            query_weights = postings.query_weights(embeddings.sparse, lexical)
+            passage_weights = postings.passage_weights(passage.sparse, lexical)
+        return explain(tokenizer, query_text, embeddings, passage_text, passage, query_weights, passage_weights)
 
     # Writing
 

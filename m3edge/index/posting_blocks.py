@@ -43,7 +43,9 @@ def join(first: BlockArrays, second: BlockArrays) -> list[BlockArrays]:
     """Both blocks' documents in one block or, when they are more than 65,536, in a full one and a second."""
     n = first.n_documents + second.n_documents
     tokens = np.concatenate([_posting_tokens(first), _posting_tokens(second)])
-    documents = np.concatenate([first.documents.astype(np.int32), second.documents.astype(np.int32) + first.n_documents])
+    documents = np.concatenate(
+        [first.documents.astype(np.int32), second.documents.astype(np.int32) + first.n_documents]
+    )
     weights = np.concatenate([first.weights, second.weights])
     counts = np.concatenate([_unpacked_counts(first), _unpacked_counts(second)])
     if n <= BLOCK_DOCUMENTS:

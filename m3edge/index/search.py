@@ -13,7 +13,7 @@ import numpy as np
 from m3edge.embeddings import Embeddings
 from m3edge.index.state import SearchState
 from m3edge.index.tokens import TokenStore
-from m3edge.scoring import Weights, dense_scores, hybrid_scores, maxsim
+from m3edge.scoring import Weights, dense_scores, hybrid_scores
 
 
 class Ranking(NamedTuple):
@@ -38,10 +38,19 @@ def needed_heads(weights: Weights) -> tuple[str, ...]:
 
 
 def search(
-    state: SearchState, tokens: TokenStore, query: Embeddings, k: int, weights: Weights, candidates: int
+    state: SearchState,
+    tokens: TokenStore,
+    query: Embeddings,
+    k: int,
+    weights: Weights,
+    candidates: int,
+    lexical: str = "m3",
+    n_threads: int = 1,
 ) -> Ranking:
     """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
 
+    lexical:    one of sparse.LEXICAL, how the sparse part scores
+    n_threads:  CPU threads that MaxSim may use
     candidates: how many documents the dense and the sparse part each put forward; at least k are taken
     """
     heads = needed_heads(weights)
@@ -52,8 +61,8 @@ def search(
         found.append(state.positions(state.graph.search(query.dense[0], n)))
     if "sparse" in heads:
         assert query.sparse is not None
-        lexical = state.postings.scores(query.sparse) * state.alive
-        found.append(top(lexical, n))
+        lexical_query = state.postings.query(query.sparse, lexical)
+        found.append(state.postings.top(lexical_query, n).positions)
     positions = np.unique(np.concatenate(found))
     rows = state.rows[positions]
 
@@ -62,11 +71,11 @@ def search(
         assert query.dense is not None
         dense = dense_scores(query.dense[0], state.graph.vectors(rows))
     if weights.sparse > 0:
-        sparse = lexical[positions]
+        sparse = state.postings.scores(lexical_query, positions)
     if weights.tokens > 0:
         assert query.tokens is not None
-        passages = tokens.read(state.token_starts[positions], state.token_counts[positions])
-        multi = maxsim(query.tokens.vectors, passages)
+        starts, counts = state.token_starts[positions], state.token_counts[positions]
+        multi = tokens.scores(query.tokens.vectors, starts, counts, n_threads)
 
     zero = np.zeros(len(positions), np.float32)
     parts = [zero if part is None else part for part in (dense, sparse, multi)]
@@ -74,14 +83,3 @@ def search(
     best = np.argsort(-total, kind="stable")[:k]  # stable: of equal scores the older document comes first
     chosen = [None if part is None else part[best] for part in (dense, sparse, multi)]
     return Ranking(rows[best], total[best], chosen[0], chosen[1], chosen[2])
-
-
-def top(scores: np.ndarray, n: int) -> np.ndarray:
-    """Positions of the n largest scores above 0, best first; of equal scores the lower position first."""
-    if n < len(scores):
-        # the n-th largest value bounds the candidates; ties at the bound are settled by the sort
-        candidates = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
-    else:
-        candidates = np.arange(len(scores))
-    candidates = candidates[scores[candidates] > 0]
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:n]]

@@ -18,7 +18,7 @@ the order of one search's results; it keeps the three in one range, so that one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class PostingIndex:
         self._lengths = np.empty(0, np.int32)  # tokens of each document, repeats counted
         self._exponent = 0
         self._blocks: list[BlockArrays] = []
-        self._kernel_blocks: list[kernels.PostingBlock] = []
+        self._kernel_blocks: list[Any] = []  # kernels.PostingBlock, native or not
         self._forget_statistics()
 
     def __len__(self) -> int:

@@ -23,13 +23,12 @@ _BLOCK_ROWS = 1000  # rows taken over at once: bounds the memory, and how long a
 
 
 class SearchState:
-    """rows: int64 [n], ascending; alive: bool [n]; token_starts, token_counts: int64 [n];
-    graph: DenseIndex, knows rows; postings: PostingIndex, knows positions."""
+    """rows: int64 [n], ascending; token_starts, token_counts: int64 [n];
+    graph: DenseIndex, knows rows; postings: PostingIndex, knows positions, and which of them are alive."""
 
     def __init__(self, dim: int, config: HnswConfig, n_threads: int) -> None:
         self.stamp = Stamp(generation=0, last_row=0)
         self.rows = np.empty(0, np.int64)
-        self.alive = np.empty(0, bool)
         self.token_starts = np.empty(0, np.int64)
         self.token_counts = np.empty(0, np.int64)
         self.graph = DenseIndex(dim, config, n_threads)
@@ -44,11 +43,14 @@ class SearchState:
         if stamps or stamp is None or stamp.generation > store.generation:
             return state
         with np.load(folder / POSTINGS_FILE, allow_pickle=False) as arrays:
-            state.rows, state.alive = arrays["rows"], arrays["alive"]
+            try:
+                postings = PostingIndex.from_arrays(arrays)
+            except KeyError:  # an older version's: made again, like one that is missing
+                return state
+            state.rows, state.postings = arrays["rows"], postings
             state.token_starts, state.token_counts = arrays["token_starts"], arrays["token_counts"]
-            state.postings = PostingIndex.from_arrays(arrays)
         state.graph = DenseIndex(dim, config, n_threads, folder / GRAPH_FILE)
-        state.graph.restore_deleted(state.rows[~state.alive])
+        state.graph.restore_deleted(state.rows[~postings.alive])
         state.stamp = stamp
         return state
 
@@ -56,7 +58,6 @@ class SearchState:
         """Write the state to the folder's derived files."""
         arrays = {
             "rows": self.rows,
-            "alive": self.alive,
             "token_starts": self.token_starts,
             "token_counts": self.token_counts,
             **self.postings.to_arrays(),
@@ -78,7 +79,6 @@ class SearchState:
         with progress_bar(None, "document", "indexing", progress) as bar:
             while len((vectors := store.vectors_after(last_row, _BLOCK_ROWS)).rows):
                 self.rows = np.concatenate([self.rows, vectors.rows])
-                self.alive = np.concatenate([self.alive, np.ones(len(vectors.rows), bool)])
                 self.token_starts = np.concatenate([self.token_starts, vectors.token_starts])
                 self.token_counts = np.concatenate([self.token_counts, vectors.token_counts])
                 self.graph.add(vectors.rows, vectors.dense)
@@ -87,7 +87,7 @@ class SearchState:
                 bar.update(len(vectors.rows))
         gone = store.deletions_since(self.stamp.generation)
         gone = gone[np.isin(gone, self.rows)]
-        self.alive[self.positions(gone)] = False
+        self.postings.delete(self.positions(gone))
         self.graph.delete(gone)
         self.stamp = Stamp(generation, last_row)
 

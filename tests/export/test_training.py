@@ -246,8 +246,8 @@ def test_mined_negatives_rank_high_and_are_not_the_answer(tiny_source: Path) -> 
             maxsim(query.tokens.vectors, documents.tokens), weights,
         )  # fmt: skip
         best = [int(j) for j in np.argsort(-scores) if j != i]
-        assert scores[list(free[i])].min() >= scores[best[2]] - 1e-3  # the store keeps token vectors in fewer bits
-        assert (scores[list(strict[i])] <= 0.9 * scores[i] + 1e-3).all()
+        assert scores[list(free[i])].min() >= scores[best[2]] - 5e-3  # the store keeps token vectors in fewer bits
+        assert (scores[list(strict[i])] <= 0.9 * scores[i] + 5e-3).all()
 
 
 def test_negatives_are_mined_again_and_train_the_model(

@@ -108,7 +108,18 @@ def test_eval_prints_the_promised_json_and_nothing_else(run, tmp_path, mini_fp32
     result = json.loads(out)
     assert (code, err) == (0, "")
     assert set(result) == {"dataset", "documents", "queries", "modes"}
-    assert set(result["modes"]) == {"dense", "sparse", "tokens", "dense+sparse", "all", "all-long", "bm25"}
+    assert set(result["modes"]) == {
+        "dense",
+        "sparse",
+        "sparse-idf",
+        "bm25",
+        "tokens",
+        "dense+sparse",
+        "all",
+        "all-idf",
+        "all-bm25",
+        "all-long",
+    }
     assert set(result["modes"]["all"]) == {"nDCG@10", "R@100"}
     code, out, _ = run("eval", mini_fp32, tmp_path)
     assert "dense+sparse" in out

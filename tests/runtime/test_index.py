@@ -300,19 +300,45 @@ def test_a_damaged_derived_file_is_made_again_with_a_warning(filled, encoder, na
 
 def test_a_token_file_that_is_too_short_is_refused(filled, encoder):
     filled.close()
-    path = filled.folder / "tokens.f16"
+    path = filled.folder / "tokens.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(FormatError, match=r"tokens.f16: has \d+ bytes, expected at least"):
+    with pytest.raises(FormatError, match=r"tokens.bin: has \d+ bytes, expected at least"):
         Index.open(filled.folder, encoder)
 
 
-def test_explain_takes_the_scores_apart(filled):
-    hit = filled.search(QUERY, k=1, explain=True)[0]
+@pytest.mark.parametrize("lexical", ["m3", "m3-idf", "bm25"])
+def test_explain_takes_the_scores_apart(filled, lexical):
+    hit = filled.search(QUERY, k=1, lexical=lexical, explain=True)[0]
     assert sum(item.score for item in hit.explanation.shared) == pytest.approx(hit.scores.sparse, abs=1e-5)
-    assert np.mean([item.similarity for item in hit.explanation.matches]) == pytest.approx(hit.scores.tokens, abs=1e-3)
+    assert np.mean([item.similarity for item in hit.explanation.matches]) == pytest.approx(
+        hit.scores.tokens, abs=3e-3
+    )  # kept in 8 bits
     assert "press" in [item.token for item in hit.explanation.shared]
     with pytest.raises(ValueError, match="explain needs the query as a text"):
         filled.search(filled.encoder.encode_queries(QUERY), explain=True)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int4", "binary"])
+def test_an_index_keeps_its_token_codec(codec, tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder, token_codec=codec) as index:
+        index.add([{"id": "zip", "text": "The zipfile module writes archives."}, {"id": "tea", "text": "Green tea."}])
+    with Index.open(tmp_path / "index", encoder) as index:
+        assert index.token_codec == codec
+        assert index.search("archive", k=1)[0].id == "zip"
+
+
+def test_an_unknown_token_codec_leaves_no_folder(tmp_path, encoder):
+    with pytest.raises(ValueError, match="token_codec must be one of int8, int4, binary, fp16, got 'int2'"):
+        Index.create(tmp_path / "index", encoder, token_codec="int2")
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_lexical_score_is_chosen_for_each_search(filled):
+    found = {kind: filled.search(QUERY, k=3, weights=(0, 1, 0), lexical=kind) for kind in ("m3", "m3-idf", "bm25")}
+    assert len({hits[0].score for hits in found.values()}) == 3
+    assert len({hits[0].id for hits in found.values()}) == 1
+    with pytest.raises(ValueError, match="lexical must be one of m3, m3-idf, bm25, got 'tf'"):
+        filled.search(QUERY, lexical="tf")
 
 
 def test_searching_while_another_thread_adds_gives_only_whole_documents(filled):

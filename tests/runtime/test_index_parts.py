@@ -1,86 +1,15 @@
-"""The parts of an index on their own: postings and graph against brute force, whatever is added and deleted."""
+"""The graph and the token store on their own, whatever is added and deleted."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3edge.embeddings import SparseRows, offsets_of
+from m3edge.embeddings import TokenRows
 from m3edge.errors import FormatError
 from m3edge.index.dense import DenseIndex, HnswConfig
-from m3edge.index.search import top
-from m3edge.index.sparse import PostingIndex
 from m3edge.index.tokens import TokenStore
-from m3edge.scoring import lexical_scores
-
-TEXTS = st.lists(
-    st.dictionaries(st.integers(0, 20), st.tuples(st.floats(0, 2, width=16), st.integers(1, 5)), max_size=8),
-    max_size=12,
-)
-
-
-def rows(texts) -> SparseRows:
-    entries = [sorted(text.items()) for text in texts]
-    return SparseRows(
-        np.array([token for row in entries for token, _ in row], np.int64),
-        np.array([weight for row in entries for _, (weight, _) in row], np.float32),
-        np.array([count for row in entries for _, (_, count) in row], np.int32),
-        offsets_of([len(row) for row in entries]),
-    )
-
-
-@given(st.lists(TEXTS, max_size=4), TEXTS.filter(bool), st.booleans())
-def test_posting_scores_equal_the_definition_however_documents_came(blocks, queries, saved):
-    index = PostingIndex()
-    for block in blocks:
-        index.add(rows(block))
-        index.bm25_scores(rows(queries[:1]))  # sorts the tail in between
-        index.add(rows(block))  # and this stays in the tail
-    if saved:
-        index = PostingIndex.from_arrays(index.to_arrays())
-    everything = [text for block in blocks for text in block + block]
-    assert len(index) == len(everything)
-    for i in range(len(queries)):
-        query = rows(queries[i : i + 1])
-        expected = lexical_scores(query, rows(everything))
-        np.testing.assert_allclose(index.scores(query), expected, rtol=1e-5, atol=1e-5)
-
-
-@given(TEXTS.filter(bool), st.data())
-def test_bm25_equals_the_textbook(texts, data):
-    alive = np.array(data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts))))
-    query = data.draw(st.dictionaries(st.integers(0, 20), st.tuples(st.just(1.0), st.integers(1, 2)), max_size=5))
-    index = PostingIndex()
-    index.add(rows(texts))
-    lengths = [sum(count for _, count in text.values()) for text in texts]
-    live = [text for text, is_alive in zip(texts, alive, strict=True) if is_alive]
-    mean = max(1.0, np.mean([n for n, is_alive in zip(lengths, alive, strict=True) if is_alive])) if live else 1.0
-    expected = []
-    for text, length in zip(texts, lengths, strict=True):
-        score = 0.0
-        for token, (_, repeats) in query.items():
-            df = sum(token in other for other in live)
-            idf = np.log(1 + (len(live) - df + 0.5) / (df + 0.5))
-            tf = text.get(token, (0, 0))[1]
-            score += repeats * idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * length / mean))
-        expected.append(score if live else 0.0)
-    np.testing.assert_allclose(index.bm25_scores(rows([query]), alive), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_many_additions_are_sorted_in_and_score_the_same(rng):
-    index, texts = PostingIndex(), []
-    for _ in range(30):
-        block = [{int(t): (float(rng.random()), 1) for t in rng.choice(50, 5, replace=False)} for _ in range(100)]
-        index.add(rows(block))
-        texts += block
-    query = rows([{7: (1.0, 1), 13: (0.5, 1)}])
-    np.testing.assert_allclose(index.scores(query), lexical_scores(query, rows(texts)), rtol=1e-5)
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=20), st.integers(1, 25))
-def test_top_takes_the_largest_and_breaks_ties_by_position(scores, n):
-    expected = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], i))[:n]
-    assert top(np.array(scores, np.float32), n).tolist() == expected
+from m3edge.scoring import maxsim
 
 
 def unit(rng, n, dim=16):
@@ -124,15 +53,41 @@ def test_the_graph_finds_the_nearest_after_growing_past_its_room_and_reloading(r
     assert again.vectors(np.array([1, 3]))[0].tolist() == vectors[1].tolist()
 
 
-def test_token_vectors_come_back_in_half_precision(rng, tmp_path):
-    store = TokenStore(tmp_path / "tokens", 16)
+CODECS_AND_ERRORS = [("fp16", 1e-3), ("int8", 5e-3), ("int4", 0.1)]
+
+
+@pytest.mark.parametrize(("codec", "error"), CODECS_AND_ERRORS)
+def test_token_vectors_come_back_as_well_as_the_codec_can(rng, tmp_path, codec, error):
+    store = TokenStore(tmp_path / "tokens", 16, codec)
     vectors = unit(rng, 10)
     store.write(0, vectors[:4])
-    store.write(4, np.ones((9, 16)))  # an interrupted job's rest
+    store.write(4, np.ones((9, 16), np.float32))  # an interrupted job's rest
     store.write(4, vectors[4:])
     store.map_rows(10)
     read = store.read(np.array([4, 0, 2]), np.array([6, 1, 0]))
     assert read.offsets.tolist() == [0, 6, 7, 7]
-    np.testing.assert_allclose(read.vectors, vectors[[4, 5, 6, 7, 8, 9, 0]], atol=1e-3)
+    np.testing.assert_allclose(read.vectors, vectors[[4, 5, 6, 7, 8, 9, 0]], atol=error)
     with pytest.raises(FormatError, match="restore it from a backup"):
         store.map_rows(20)
+
+
+@pytest.mark.parametrize(("codec", "error"), [*CODECS_AND_ERRORS, ("binary", 0.5)])
+@pytest.mark.parametrize("dim", [16, 70])
+def test_maxsim_over_the_file_is_maxsim_over_the_vectors(rng, tmp_path, codec, error, dim):
+    store = TokenStore(tmp_path / "tokens", dim, codec)
+    vectors, query = unit(rng, 200, dim), unit(rng, 7, dim)
+    store.write(0, vectors)
+    store.map_rows(200)
+    starts, counts = np.array([150, 0, 20]), np.array([50, 20, 0])
+    scores = store.scores(query, starts, counts, n_threads=2)
+    np.testing.assert_allclose(scores, maxsim(query, store.read(starts, counts)), atol=5e-3)  # the query in 8 bits
+    exact = TokenRows(np.concatenate([vectors[150:], vectors[:20]]), np.array([0, 50, 70, 70]))
+    np.testing.assert_allclose(scores, maxsim(query, exact), atol=error)
+    assert (
+        store.bytes_per_token <= {"fp16": 2 * dim, "int8": dim + 6, "int4": dim / 2 + 7, "binary": dim / 8 + 8}[codec]
+    )
+
+
+def test_an_unknown_codec_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="token_codec must be one of int8, int4, binary, fp16, got 'int2'"):
+        TokenStore(tmp_path / "tokens", 16, "int2")

@@ -1,0 +1,236 @@
+"""The posting index: every kind of lexical score against the textbook, in the native kernels and their numpy twins."""
+
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import m3edge.kernels
+from m3edge import _kernels_numpy as twin
+from m3edge.embeddings import SparseRows, offsets_of
+from m3edge.index.posting_blocks import BLOCK_DOCUMENTS, block_of_rows
+from m3edge.index.sparse import LEXICAL, PostingIndex
+
+NAMES = ("PostingBlock", "top_postings", "score_postings", "count_postings")
+TEXTS = st.lists(
+    st.dictionaries(st.integers(0, 20), st.tuples(st.floats(0, 2, width=16), st.integers(1, 40)), max_size=8),
+    max_size=12,
+)
+
+
+@contextmanager
+def running(kernels):
+    """Posting indexes made and asked inside use these kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES:
+            patch.setattr(m3edge.kernels, name, getattr(kernels, name))
+        yield
+
+
+def rows(texts) -> SparseRows:
+    entries = [sorted(text.items()) for text in texts]
+    return SparseRows(
+        np.array([token for row in entries for token, _ in row], np.int64),
+        np.array([weight for row in entries for _, (weight, _) in row], np.float32),
+        np.array([count for row in entries for _, (_, count) in row], np.int32),
+        offsets_of([len(row) for row in entries]),
+    )
+
+
+def textbook(query, texts, alive, lexical):
+    """Scores of all texts, one product at a time; deleted ones are counted nowhere."""
+    live = [text for text, is_alive in zip(texts, alive, strict=True) if is_alive]
+    lengths = [sum(count for _, count in text.values()) for text in live]
+    mean = max(1.0, sum(lengths) / len(lengths)) if lengths else 1.0
+    idf = {
+        t: math.log(1 + (len(live) - df + 0.5) / (df + 0.5)) for t in query if (df := sum(t in x for x in live)) >= 0
+    }
+    if lexical == "m3":
+        factors = {token: weight for token, (weight, _) in query.items()}
+    elif lexical == "m3-idf":
+        factors = {token: weight * idf[token] for token, (weight, _) in query.items()}
+        total = sum(factors.values())
+        scale = sum(weight for weight, _ in query.values()) / total if total > 0 else 1
+        factors = {token: factor * scale for token, factor in factors.items()}
+    else:
+        total = sum(count * idf[token] for token, (_, count) in query.items())
+        factors = {token: count * idf[token] / total for token, (_, count) in query.items()}
+    scores = []
+    for text in texts:
+        length = sum(count for _, count in text.values())
+        score = 0.0
+        for token, factor in factors.items():
+            weight, count = text.get(token, (0, 0))
+            score += factor * (count / (count + 1.2 * (0.25 + 0.75 * length / mean)) if lexical == "bm25" else weight)
+        scores.append(score)
+    return np.array(scores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    blocks=st.lists(TEXTS, max_size=4),
+    queries=TEXTS.filter(bool),
+    saved=st.booleans(),
+    k=st.integers(1, 30),
+    data=st.data(),
+)
+def test_every_lexical_score_equals_the_textbook(kernels, blocks, queries, saved, k, data):
+    texts = [text for block in blocks for text in block]
+    gone = sorted(data.draw(st.sets(st.sampled_from(range(len(texts)))))) if texts else []
+    with running(kernels):
+        index = PostingIndex()
+        for block in blocks:
+            index.add(rows(block))
+        index.delete(np.array(gone, np.int64))
+        if saved:
+            index = PostingIndex.from_arrays(index.to_arrays())
+        assert len(index) == len(texts)
+        for query, lexical in [(query, lexical) for query in queries for lexical in LEXICAL]:
+            ready = index.query(rows([query]), lexical)
+            expected = textbook(query, texts, index.alive, lexical)
+            everywhere = index.scores(ready, np.arange(len(texts)))
+            np.testing.assert_allclose(everywhere, expected, rtol=1e-4, atol=1e-3)  # weights up to 2 in 16 bits
+            found = index.top(ready, k)
+            live = np.flatnonzero(index.alive & (everywhere > 0))
+            order = live[np.lexsort((live, -everywhere[live]))][:k]
+            np.testing.assert_allclose(found.scores, everywhere[found.positions])
+            np.testing.assert_allclose(found.scores, everywhere[order])
+            assert not set(found.positions.tolist()) & set(gone)
+
+
+def zipf_rows(rng, n_documents, n_tokens=3000, length=12):
+    texts = []
+    ranks = (n_tokens * rng.random((n_documents, length)) ** 3).astype(int)
+    for tokens in ranks:
+        distinct, counts = np.unique(tokens, return_counts=True)
+        texts.append({int(t): (float(rng.random()), int(c)) for t, c in zip(distinct, counts, strict=True)})
+    return rows(texts)
+
+
+def test_skipping_leaves_nothing_out_and_ties_go_to_the_older_document(kernels, rng):
+    documents = zipf_rows(rng, 20_000)
+    with running(twin):
+        slow = PostingIndex()
+        slow.add(documents)
+    with running(kernels):
+        fast = PostingIndex()
+        fast.add(documents)
+    gone = rng.choice(20_000, 3000, replace=False)
+    for lexical in LEXICAL:
+        for query in (zipf_rows(rng, 1) for _ in range(5)):
+            for k in (1, 10, 1000):
+                slow.delete(gone)
+                fast.delete(gone)
+                with running(twin):
+                    expected = slow.top(slow.query(query, lexical), k)
+                with running(kernels):
+                    got = fast.top(fast.query(query, lexical), k)
+                assert got.positions.tolist() == expected.positions.tolist()
+                assert np.array_equal(got.scores, expected.scores)
+
+
+def test_blocks_are_joined_and_full_ones_left_alone(kernels, rng):
+    texts = [{int(t): (0.5, 1)} for t in rng.integers(0, 50, BLOCK_DOCUMENTS + 3000)]
+    with running(kernels):
+        index = PostingIndex()
+        for start in range(0, len(texts), 9000):
+            index.add(rows(texts[start : start + 9000]))
+        whole = PostingIndex()
+        whole.add(rows(texts))
+        query = rows([{7: (1.0, 1)}])
+        expected = np.array([i for i, text in enumerate(texts) if 7 in text])
+        for each in (index, whole):
+            assert np.array_equal(each.top(each.query(query), len(texts)).positions, expected)
+            assert len(each._blocks) == 2
+    assert index.size_bytes / index.n_postings < 12  # of which the documents, with one posting each, take 5
+
+
+def test_a_larger_weight_later_keeps_the_earlier_ones(kernels):
+    with running(kernels):
+        index = PostingIndex()
+        index.add(rows([{1: (0.5, 1)}, {2: (0.25, 1)}]))
+        index.add(rows([{1: (100.0, 1)}]))
+        scores = index.scores(index.query(rows([{1: (1.0, 1), 2: (1.0, 1)}])), np.arange(3))
+    np.testing.assert_allclose(scores, [0.5, 0.25, 100.0], atol=2**-9)
+
+
+@pytest.mark.parametrize("weight", [-0.5, np.nan, np.inf])
+def test_weights_that_are_none_are_refused(kernels, weight):
+    with running(kernels):
+        index = PostingIndex()
+        with pytest.raises(ValueError, match="weights must be finite and at least 0"):
+            index.add(rows([{1: (weight, 1)}]))
+        assert len(index) == 0
+
+
+def test_an_unknown_kind_of_score_is_refused():
+    with pytest.raises(ValueError, match="lexical must be one of m3, m3-idf, bm25, got 'tfidf'"):
+        PostingIndex().query(rows([{1: (1.0, 1)}]), "tfidf")
+
+
+def test_a_filter_names_the_documents_that_may_be_found(kernels):
+    with running(kernels):
+        index = PostingIndex()
+        index.add(rows([{1: (0.1 * i, 1)} for i in range(1, 9)]))
+        found = index.top(index.query(rows([{1: (1.0, 1)}])), 3, allowed=np.arange(8) % 2 == 0)
+    assert found.positions.tolist() == [6, 4, 2]
+
+
+def arguments(**changes):
+    block = block_of_rows(rows([{1: (0.5, 1), 2: (0.5, 20)}, {1: (0.25, 1)}]), 0, 2, 0)
+    call = {
+        "blocks": [block],
+        "tokens": np.array([1, 1], np.uint32),
+        "factors": np.array([2, 3], np.uint32),
+        "norms": None,
+        "smallest": None,
+        "allowed": np.ones(2, bool),
+        "k": 5,
+    }
+    return {**call, **changes}
+
+
+def test_a_token_that_comes_twice_counts_twice(kernels):
+    call = arguments()
+    call["blocks"] = [kernels.PostingBlock(*block) for block in call["blocks"]]
+    positions, scores = kernels.top_postings(**call)
+    assert positions.tolist() == [0, 1]
+    assert scores.tolist() == [5 * 32768, 5 * 16384]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"tokens": np.array([1, 1], np.int64)}, TypeError),
+        ({"factors": np.array([2, 0, 3, 0], np.uint32)[::2]}, TypeError),
+        ({"factors": np.array([2], np.uint32)}, ValueError),
+        ({"allowed": np.ones(3, bool)}, ValueError),
+        ({"k": 0}, ValueError),
+        ({"norms": np.ones(2, np.float32)}, ValueError),
+    ],
+)
+def test_wrong_arguments_are_refused(kernels, changes, error):
+    call = arguments(**changes)
+    call["blocks"] = [kernels.PostingBlock(*block) for block in call["blocks"]]
+    with pytest.raises(error):
+        kernels.top_postings(**call)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_documents": 1},
+        {"n_documents": 70_000},
+        {"tokens": np.array([2, 1], np.uint32)},
+        {"starts": np.array([0, 3, 2], np.uint32)},
+        {"documents": np.array([1, 0, 0], np.uint16)},
+        {"weights": np.array([1], np.uint16)},
+    ],
+)
+def test_a_block_that_is_none_is_refused(kernels, changes):
+    block = arguments()["blocks"][0]
+    with pytest.raises(ValueError, match=r"must"):
+        kernels.PostingBlock(*block._replace(**changes))
