@@ -16,6 +16,7 @@ from m3edge.errors import FormatError, M3EdgeError
 from m3edge.index import Document, Hit, Index
 from m3edge.index.store import FILE_NAME as STORE_FILE
 from m3edge.jsonl import joined_text, read_jsonl, required_string
+from m3edge.kernels import DESCRIPTION as KERNELS
 from m3edge.model_folder import MANIFEST, PRESETS, read_model_folder
 from m3edge.passages import split_passages
 from m3edge.session import PROVIDERS
@@ -316,17 +317,23 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "parity": info.parity,
         "size_bytes": _folder_size(folder),
         "checksums": "all files match",
+        "kernels": KERNELS,
     }
 
 
 def _describe_index(folder: Path) -> dict[str, Any]:
     with Index.open(folder) as index:
+        index.check()
         return {
             "kind": "index",
             "documents": len(index),
             "model": index.model,
+            "token_codec": index.token_codec,
+            "token_pooling": index.token_pooling,
             "model_folder": index.note("model_folder"),
             "size_bytes": _folder_size(folder),
+            "kernels": KERNELS,
+            "checksums": "all token vectors match",
         }
 
 

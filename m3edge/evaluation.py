@@ -17,7 +17,6 @@ from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
 from m3edge.index.search import top
 from m3edge.index.sparse import PostingIndex
-from m3edge.index.tokens import FILE_NAME as TOKENS_FILE
 from m3edge.index.tokens import TokenStore
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.progress import progress_bar
@@ -114,7 +113,7 @@ class _EncodedCorpus:
     """All documents' vectors: dense and postings in memory, token vectors in a mapped file."""
 
     def __init__(self, encoder: Encoder, texts: list[str], folder: Path, progress: bool | None) -> None:
-        self._tokens = TokenStore(folder / TOKENS_FILE, encoder.info.token_dim)
+        self._tokens = TokenStore(folder, encoder.info.token_dim, "fp16")
         self._postings = PostingIndex()
         self._weights = {
             "dense+sparse": resolve_weights("general", encoder.info.presets)._replace(tokens=0.0),

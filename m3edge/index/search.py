@@ -13,7 +13,7 @@ import numpy as np
 from m3edge.embeddings import Embeddings
 from m3edge.index.state import SearchState
 from m3edge.index.tokens import TokenStore
-from m3edge.scoring import Weights, dense_scores, hybrid_scores, maxsim
+from m3edge.scoring import Weights, dense_scores, hybrid_scores
 
 
 class Ranking(NamedTuple):
@@ -38,7 +38,13 @@ def needed_heads(weights: Weights) -> tuple[str, ...]:
 
 
 def search(
-    state: SearchState, tokens: TokenStore, query: Embeddings, k: int, weights: Weights, candidates: int
+    state: SearchState,
+    tokens: TokenStore,
+    query: Embeddings,
+    k: int,
+    weights: Weights,
+    candidates: int,
+    n_threads: int = 1,
 ) -> Ranking:
     """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
 
@@ -65,8 +71,8 @@ def search(
         sparse = lexical[positions]
     if weights.tokens > 0:
         assert query.tokens is not None
-        passages = tokens.read(state.token_starts[positions], state.token_counts[positions])
-        multi = maxsim(query.tokens.vectors, passages)
+        places = (state.token_starts[positions], state.token_counts[positions])
+        multi = tokens.scores(query.tokens.vectors, *places, n_threads)
 
     zero = np.zeros(len(positions), np.float32)
     parts = [zero if part is None else part for part in (dense, sparse, multi)]

@@ -125,7 +125,7 @@ def test_the_graph_finds_the_nearest_after_growing_past_its_room_and_reloading(r
 
 
 def test_token_vectors_come_back_in_half_precision(rng, tmp_path):
-    store = TokenStore(tmp_path / "tokens", 16)
+    store = TokenStore(tmp_path, 16, "fp16")
     vectors = unit(rng, 10)
     store.write(0, vectors[:4])
     store.write(4, np.ones((9, 16)))  # an interrupted job's rest
