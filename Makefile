@@ -1,14 +1,17 @@
-# Two commands matter: `make demo` shows the product, `make test` proves it. Both make .venv first; nothing else is needed.
+# Two commands matter: `make demo` shows the product, `make test` proves it. Both make .venv first, and the C++ kernels with
+# it where there is a compiler; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cpu,export,train,mini,eval,dev
+NATIVE := $(wildcard native/*)
+KERNEL_TESTS := tests/runtime/test_maxsim.py
 
-.PHONY: install demo test soak lint clean
+.PHONY: install demo test soak sanitize lint clean
 
 install: .venv/installed
 
 # torch first, and the one pinned: another package's range would take a build with gigabytes of CUDA.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
@@ -22,6 +25,14 @@ test: install
 
 soak: install
 	$(BIN)/python -m pytest -m "not gpu"
+
+# The kernels' tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc), installed beside .venv.
+sanitize: install
+	$(PYTHON) -m venv --without-pip build/sanitize
+	$(BIN)/python -c "import sys; print(*[p for p in sys.path if p.endswith('site-packages')], sep='\n')" > "$$(echo build/sanitize/lib/python*/site-packages)/base.pth"
+	build/sanitize/bin/python -m pip install --quiet --no-deps -C cmake.define.M3EDGE_SANITIZE=ON -C build-dir=build/sanitize/cmake .
+	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 bin/python -m pytest -p no:cacheprovider $(addprefix $(CURDIR)/,$(KERNEL_TESTS))
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3edge import kernels
 from m3edge.encoder import HEADS, Encoder
 from m3edge.errors import FormatError, M3EdgeError
 from m3edge.index import Document, Hit, Index
@@ -19,6 +18,7 @@ from m3edge.index.sparse import LEXICAL
 from m3edge.index.store import FILE_NAME as STORE_FILE
 from m3edge.index.tokens import CODECS
 from m3edge.jsonl import joined_text, read_jsonl, required_string
+from m3edge.kernels import DESCRIPTION as KERNELS
 from m3edge.model_folder import MANIFEST, PRESETS, read_model_folder
 from m3edge.passages import split_passages
 from m3edge.session import PROVIDERS
@@ -334,20 +334,23 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "parity": info.parity,
         "size_bytes": _folder_size(folder),
         "checksums": "all files match",
-        "kernels": kernels.DESCRIPTION,
+        "kernels": KERNELS,
     }
 
 
 def _describe_index(folder: Path) -> dict[str, Any]:
     with Index.open(folder) as index:
+        index.check()
         return {
             "kind": "index",
             "documents": len(index),
             "model": index.model,
-            "model_folder": index.note("model_folder"),
             "token_codec": index.token_codec,
+            "token_pooling": index.token_pooling,
+            "model_folder": index.note("model_folder"),
             "size_bytes": _folder_size(folder),
-            "kernels": kernels.DESCRIPTION,
+            "kernels": KERNELS,
+            "checksums": "all token vectors match",
         }
 
 

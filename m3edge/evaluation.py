@@ -16,7 +16,6 @@ from m3edge.embeddings import Embeddings, SparseRows, offsets_of
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
 from m3edge.index.sparse import LEXICAL, PostingIndex
-from m3edge.index.tokens import FILE_NAME as TOKENS_FILE
 from m3edge.index.tokens import TokenStore
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.progress import progress_bar
@@ -126,7 +125,7 @@ class EncodedCorpus:
         self, encoder: Encoder, texts: list[str], *, token_codec: str = "int8", progress: bool | None = False
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="m3edge-eval-")
-        self._tokens = TokenStore(Path(self._folder.name) / TOKENS_FILE, encoder.info.token_dim, token_codec)
+        self._tokens = TokenStore(Path(self._folder.name), encoder.info.token_dim, token_codec)
         self._n_threads = encoder.session.n_threads
         self._postings = PostingIndex()
         general, long = (resolve_weights(name, encoder.info.presets) for name in ("general", "long"))

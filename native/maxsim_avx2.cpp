@@ -17,25 +17,25 @@ struct Avx2 {
     };
     static constexpr int lanes = 8, groups = 2, rows = 4, offset = 0;  // 8 sums, 4 of the query, 1 of the document
 
-    static Ints zero() { return _mm256_setzero_si256(); }
-    static Query load_query(const uint8_t* bytes) {
+    static M3EDGE_INLINE Ints zero() { return _mm256_setzero_si256(); }
+    static M3EDGE_INLINE Query load_query(const uint8_t* bytes) {
         const __m256i query = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
         return {query, _mm256_abs_epi8(query)};
     }
-    static Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
         int32_t four;
         std::memcpy(&four, bytes, 4);
         return _mm256_set1_epi32(four);
     }
-    static Ints add_dot(Ints sum, Query query, Ints document) {
+    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) {
         const __m256i pairs = _mm256_maddubs_epi16(query.magnitudes, _mm256_sign_epi8(document, query.signs));
         return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    static int32_t row_sum(const int8_t*, size_t) { return 0; }
-    static __m256 scaled(Ints sum, int32_t, float scale) {
+    static M3EDGE_INLINE int32_t row_sum(const int8_t*, size_t) { return 0; }
+    static M3EDGE_INLINE __m256 scaled(Ints sum, int32_t, float scale) {
         return _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale));
     }
-    static void raise(float* best, __m256 score) {
+    static M3EDGE_INLINE void raise(float* best, __m256 score) {
         _mm256_storeu_ps(best, _mm256_max_ps(score, _mm256_loadu_ps(best)));
     }
 };

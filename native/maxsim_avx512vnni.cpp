@@ -14,15 +14,15 @@ struct Vnni512 {
     using Query = __m512i;
     static constexpr int lanes = 16, groups = 2, rows = 12, offset = 128;  // 24 sums, 2 of the query, 1 of the document
 
-    static Ints zero() { return _mm512_setzero_si512(); }
-    static Query load_query(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
-    static Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Ints zero() { return _mm512_setzero_si512(); }
+    static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
         int32_t four;
         std::memcpy(&four, bytes, 4);
         return _mm512_set1_epi32(four);
     }
-    static Ints add_dot(Ints sum, Query query, Ints document) { return _mm512_dpbusd_epi32(sum, query, document); }
-    static int32_t row_sum(const int8_t* row, size_t width) {
+    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) { return _mm512_dpbusd_epi32(sum, query, document); }
+    static M3EDGE_INLINE int32_t row_sum(const int8_t* row, size_t width) {
         const __m512i ones = _mm512_set1_epi8(1);
         __m512i sum = _mm512_setzero_si512();
         size_t k = 0;
@@ -33,11 +33,11 @@ struct Vnni512 {
         }
         return _mm512_reduce_add_epi32(sum);
     }
-    static __m512 scaled(Ints sum, int32_t correction, float scale) {
+    static M3EDGE_INLINE __m512 scaled(Ints sum, int32_t correction, float scale) {
         const Ints dot = _mm512_sub_epi32(sum, _mm512_set1_epi32(correction));
         return _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(scale));
     }
-    static void raise(float* best, __m512 score) {
+    static M3EDGE_INLINE void raise(float* best, __m512 score) {
         _mm512_storeu_ps(best, _mm512_max_ps(score, _mm512_loadu_ps(best)));
     }
 };

@@ -14,19 +14,19 @@ struct Neon {
     using Query = int8x16_t;
     static constexpr int lanes = 4, groups = 4, rows = 4, offset = 0;  // 16 sums, 4 of the query, 1 of the document
 
-    static Ints zero() { return vdupq_n_s32(0); }
-    static Query load_query(const uint8_t* bytes) { return vld1q_s8(reinterpret_cast<const int8_t*>(bytes)); }
-    static Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Ints zero() { return vdupq_n_s32(0); }
+    static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return vld1q_s8(reinterpret_cast<const int8_t*>(bytes)); }
+    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
         int32_t four;
         std::memcpy(&four, bytes, 4);
         return vdupq_n_s32(four);
     }
-    static Ints add_dot(Ints sum, Query query, Ints document) {
+    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) {
         return vdotq_s32(sum, query, vreinterpretq_s8_s32(document));
     }
-    static int32_t row_sum(const int8_t*, size_t) { return 0; }
-    static float32x4_t scaled(Ints sum, int32_t, float scale) { return vmulq_n_f32(vcvtq_f32_s32(sum), scale); }
-    static void raise(float* best, float32x4_t score) { vst1q_f32(best, vmaxq_f32(score, vld1q_f32(best))); }
+    static M3EDGE_INLINE int32_t row_sum(const int8_t*, size_t) { return 0; }
+    static M3EDGE_INLINE float32x4_t scaled(Ints sum, int32_t, float scale) { return vmulq_n_f32(vcvtq_f32_s32(sum), scale); }
+    static M3EDGE_INLINE void raise(float* best, float32x4_t score) { vst1q_f32(best, vmaxq_f32(score, vld1q_f32(best))); }
 };
 
 }  // namespace

@@ -40,26 +40,81 @@ const TileKernel* tile_kernel_neon();
 
 namespace {  // a copy for each file, compiled for its instruction set
 
-// V: Ints, Floats, Query; lanes, groups, rows, offset; zero, load_query, broadcast, add_dot, row_sum, scaled, raise
+#if defined(__GNUC__)
+#define M3EDGE_INLINE inline __attribute__((always_inline))
+#else
+#define M3EDGE_INLINE inline
+#endif
+
+// N registers, by recursion: of an array, which a loop indexes, gcc would keep a copy in memory and write it each time.
+template <class V, int N>
+struct Query {
+    Query<V, N - 1> others;
+    typename V::Query last;
+
+    M3EDGE_INLINE void load(const uint8_t* bytes) {
+        others.load(bytes);
+        last = V::load_query(bytes + (N - 1) * V::lanes * 4);
+    }
+};
+template <class V>
+struct Query<V, 0> {
+    M3EDGE_INLINE void load(const uint8_t*) {}
+};
+
+// One document token's products with a block of query tokens.
+template <class V, int N>
+struct Sums {
+    Sums<V, N - 1> others;
+    typename V::Ints last = V::zero();
+
+    M3EDGE_INLINE void add(const Query<V, N>& query, typename V::Ints document) {
+        others.add(query.others, document);
+        last = V::add_dot(last, query.last, document);
+    }
+    M3EDGE_INLINE void raise(float* best, int32_t correction, float scale) const {
+        others.raise(best, correction, scale);
+        V::raise(best + (N - 1) * V::lanes, V::scaled(last, correction, scale));
+    }
+};
+template <class V>
+struct Sums<V, 0> {
+    M3EDGE_INLINE void add(const Query<V, 0>&, typename V::Ints) {}
+    M3EDGE_INLINE void raise(float*, int32_t, float) const {}
+};
+
+// R document tokens' products with a block of query tokens.
+template <class V, int R>
+struct Rows {
+    Rows<V, R - 1> others;
+    Sums<V, V::groups> last;
+
+    M3EDGE_INLINE void add(const Query<V, V::groups>& query, const int8_t* rows, size_t stride) {
+        others.add(query, rows, stride);
+        last.add(query, V::broadcast(rows + (R - 1) * stride));
+    }
+    M3EDGE_INLINE void raise(float* best, const Tile& tile) const {
+        others.raise(best, tile);
+        const int32_t sum = V::offset == 0 ? 0 : V::row_sum(tile.rows + (R - 1) * tile.stride, tile.width);
+        last.raise(best, V::offset * sum, tile.scales[R - 1]);
+    }
+};
+template <class V>
+struct Rows<V, 0> {
+    M3EDGE_INLINE void add(const Query<V, V::groups>&, const int8_t*, size_t) {}
+    M3EDGE_INLINE void raise(float*, const Tile&) const {}
+};
+
+// V: Ints, Query; lanes, groups, rows, offset; zero, load_query, broadcast, add_dot, row_sum, scaled, raise
 template <class V, int R>
 inline void multiply_tile(const Tile& tile, const uint8_t* query, float* best) {
-    typename V::Ints sums[R][V::groups];
-    for (int r = 0; r < R; ++r)
-        for (int g = 0; g < V::groups; ++g) sums[r][g] = V::zero();
-    for (size_t k = 0; k < tile.width; k += 4) {
-        typename V::Query q[V::groups];
-        for (int g = 0; g < V::groups; ++g) q[g] = V::load_query(query + g * V::lanes * 4);
-        query += V::groups * V::lanes * 4;
-        for (int r = 0; r < R; ++r) {
-            const typename V::Ints d = V::broadcast(tile.rows + r * tile.stride + k);
-            for (int g = 0; g < V::groups; ++g) sums[r][g] = V::add_dot(sums[r][g], q[g], d);
-        }
+    Rows<V, R> sums;
+    for (size_t k = 0; k < tile.width; k += 4, query += V::groups * V::lanes * 4) {
+        Query<V, V::groups> registers;
+        registers.load(query);
+        sums.add(registers, tile.rows + k, tile.stride);
     }
-    for (int r = 0; r < R; ++r) {
-        const int32_t correction = V::offset == 0 ? 0 : V::offset * V::row_sum(tile.rows + r * tile.stride, tile.width);
-        for (int g = 0; g < V::groups; ++g)
-            V::raise(best + g * V::lanes, V::scaled(sums[r][g], correction, tile.scales[r]));
-    }
+    sums.raise(best, tile);
 }
 
 template <class V, int R = V::rows>

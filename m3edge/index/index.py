@@ -1,7 +1,7 @@
 """Index: documents that can be searched, in a folder of their own. Joins the store, the token file and the state.
 
 index.sqlite   the truth: documents, metadata, dense vectors, sparse rows, what was deleted
-tokens.bin     the token vectors
+tokens.i8      the token vectors; the ending names the codec
 dense.hnsw     derived: the dense graph       } each with a stamp beside it; made again from the truth
 postings.npz   derived: the posting arrays    } when older or damaged
 """
@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
-from m3edge.errors import CancelledError, ModelMismatchError
+from m3edge.errors import CancelledError, FormatError, ModelMismatchError
 from m3edge.files import new_folder
 from m3edge.index.dense import HnswConfig
 from m3edge.index.explain import Explanation, explain
+from m3edge.index.pooling import pool_tokens
 from m3edge.index.search import Ranking, needed_heads, search
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.state import SearchState
 from m3edge.index.store import Document, Store, damaged
 from m3edge.index.tokens import CODECS, TokenStore
-from m3edge.index.tokens import FILE_NAME as TOKENS_FILE
 from m3edge.model_folder import PRESETS
 from m3edge.progress import progress_bar
 from m3edge.scoring import Weights, resolve_weights
@@ -73,8 +73,11 @@ class Index:
         self.encoder = encoder
         self._store = store
         self._model = store.meta("model")
-        self._tokens = TokenStore(folder / TOKENS_FILE, self._model["token_dim"], store.meta("token_codec"))
-        self._n_threads = n_threads = encoder.session.n_threads if encoder is not None else 1
+        self.token_codec: str = store.meta("token_codec", "fp16")
+        self.token_pooling: int = store.meta("token_pooling", 1)
+        self._tokens = TokenStore(folder, self._model["token_dim"], self.token_codec)
+        n_threads = encoder.session.n_threads if encoder is not None else 1
+        self._n_threads = n_threads
         config = HnswConfig(**store.meta("hnsw"))
         self._state = SearchState.load(folder, store, self._model["dense_dim"], config, n_threads)
         self._saved_generation = self._state.stamp.generation
@@ -82,20 +85,30 @@ class Index:
 
     @classmethod
     def create(
-        cls, folder: Path | str, encoder: Encoder, *, token_codec: str = "int8", hnsw: HnswConfig | None = None
+        cls,
+        folder: Path | str,
+        encoder: Encoder,
+        *,
+        hnsw: HnswConfig | None = None,
+        token_codec: str = "int8",
+        token_pooling: int = 1,
     ) -> Index:
         """Make an empty index for this encoder's model.
 
-        token_codec: how token vectors are kept, most of an index's size: "int8", "int4", "binary" or "fp16"
+        token_codec:   how token vectors are stored: "int8" (a byte a dimension), "fp16" (two), "int4" (a half) or
+            "binary" (an eighth: signs only)
+        token_pooling: 2 or 3 merge a passage's token vectors into a half or a third as many; 1 keeps them all
         Raises FileExistsError when the folder is there and not empty.
         """
         if token_codec not in CODECS:
             raise ValueError(f"token_codec must be one of {', '.join(CODECS)}, got {token_codec!r}")
+        if token_pooling not in (1, 2, 3):
+            raise ValueError(f"token_pooling must be 1, 2 or 3, got {token_pooling!r}")
         folder = Path(folder)
         model = {key: getattr(encoder.info, key) for key in _MODEL_KEYS}
         with new_folder(folder) as staging:
-            settings = {"model": model, "hnsw": asdict(hnsw or HnswConfig()), "token_codec": token_codec}
-            Store.create(staging, settings)
+            settings = {"token_codec": token_codec, "token_pooling": token_pooling}
+            Store.create(staging, {"model": model, "hnsw": asdict(hnsw or HnswConfig()), **settings})
         return cls.open(folder, encoder)
 
     @classmethod
@@ -160,11 +173,6 @@ class Index:
         self.refresh()
 
     @property
-    def token_codec(self) -> str:
-        """How token vectors are kept: "int8", "int4", "binary" or "fp16"."""
-        return self._tokens.codec
-
-    @property
     def model(self) -> Mapping[str, Any]:
         """The model the index was built with: its name, fingerprint, precision and widths."""
         return dict(self._model)
@@ -208,6 +216,20 @@ class Index:
         with self._state_lock:
             self._tokens.map_rows(self._store.token_rows)
             self._state.catch_up(self._store, progress=progress)
+
+    def check(self) -> None:
+        """Compare all token vectors with their checksums; reads the whole token file.
+
+        Raises FormatError that names the damaged part and its documents; upsert these again, their texts are whole.
+        """
+        with self._state_lock:
+            for start, count, crc32 in self._store.token_blocks():
+                if self._tokens.checksum(start, count) != crc32:
+                    ids = self._store.ids_in_tokens(start, count)
+                    raise FormatError(
+                        f"{self._tokens.path}: token vectors {start} to {start + count} are damaged; upsert their "
+                        f"{len(ids)} documents again, from {ids[:1]} to {ids[-1:]}, or restore a backup"
+                    )
 
     # Searching
 
@@ -324,8 +346,11 @@ class Index:
                 assert embeddings.dense is not None
                 assert embeddings.sparse is not None
                 assert embeddings.tokens is not None
-                self._tokens.write(self._store.token_rows, embeddings.tokens.vectors)
-                lengths = embeddings.tokens.offsets[1:] - embeddings.tokens.offsets[:-1]
+                tokens = pool_tokens(embeddings.tokens, self.token_pooling)
+                start = self._store.token_rows
+                checksum = self._tokens.write(start, tokens.vectors)
+                self._store.insert_token_block(start, len(tokens.vectors), checksum)
+                lengths = tokens.offsets[1:] - tokens.offsets[:-1]
                 self._store.insert(block, embeddings.dense, embeddings.sparse, lengths)
                 truncated += [id_ for id_, cut in zip(ids, embeddings.truncated, strict=True) if cut]
                 bar.update(len(block))

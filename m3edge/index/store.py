@@ -20,7 +20,7 @@ from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.errors import FormatError
 
 FILE_NAME = "index.sqlite"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had float16 token vectors only, and no checksums of them
 _APPLICATION_ID = 0x4D334544  # "M3ED": marks the SQLite file as ours
 _SQL_VARIABLES = 500  # ids in one statement, well under SQLite's limit
 
@@ -40,6 +40,11 @@ CREATE TABLE vectors (
     sparse_ids BLOB NOT NULL,      -- int32, ascending
     sparse_weights BLOB NOT NULL,  -- float32
     sparse_counts BLOB NOT NULL    -- int32
+);
+CREATE TABLE token_blocks (
+    token_start INTEGER PRIMARY KEY,  -- first row in the token file
+    token_count INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL            -- of the block's bytes
 );
 CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE deletions (row INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
@@ -132,6 +137,7 @@ class Store:
             self._writer.execute("BEGIN IMMEDIATE")
             self._writing_thread = threading.get_ident()
             try:
+                self._upgrade()
                 yield
                 self._writer.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
                 self._writer.execute("COMMIT")
@@ -166,6 +172,11 @@ class Store:
                 ),
             )
 
+    def insert_token_block(self, start: int, count: int, crc32: int) -> None:
+        """Keep the checksum of rows of the token file that were written together."""
+        if count:
+            self._writer.execute("INSERT INTO token_blocks VALUES (?, ?, ?)", (start, count, crc32))
+
     def delete(self, ids: Sequence[str]) -> int:
         """Remove the documents of these ids that are there; returns how many were."""
         rows = [row for (row,) in self._fetch_in("SELECT row FROM documents WHERE id IN", ids)]
@@ -192,9 +203,11 @@ class Store:
         """How many rows of the token file are in use; what lies behind them was never committed."""
         return int(self.meta("token_rows"))
 
-    def meta(self, key: str) -> Any:
-        """One of the settings the store was created with."""
+    def meta(self, key: str, default: Any = None) -> Any:
+        """One of the settings the store was created with; default, where given: of stores older than the setting."""
         found = self._fetch("SELECT value FROM meta WHERE key = ?", (key,))
+        if not found and default is not None:
+            return default
         if not found:
             raise FormatError(f"{self.path}: has no setting {key!r}; build the index again")
         return json.loads(found[0][0])
@@ -203,6 +216,20 @@ class Store:
         """What `set_note` left under this key, or None."""
         found = self._fetch("SELECT value FROM notes WHERE key = ?", (key,))
         return json.loads(found[0][0]) if found else None
+
+    def token_blocks(self) -> list[tuple[int, int, int]]:
+        """First row, number of rows and CRC-32 of each block of the token file; none for what version 1 wrote."""
+        if self._version() < 2:
+            return []
+        return self._fetch("SELECT * FROM token_blocks ORDER BY token_start")
+
+    def ids_in_tokens(self, start: int, count: int) -> list[str]:
+        """The documents with token vectors in these rows of the token file."""
+        statement = (
+            "SELECT id FROM documents JOIN vectors USING (row) "
+            "WHERE token_start < ? AND token_start + token_count > ? ORDER BY row"
+        )
+        return [id_ for (id_,) in self._fetch(statement, (start + count, start))]
 
     def count(self) -> int:
         """How many documents there are."""
@@ -243,6 +270,16 @@ class Store:
             token_starts=np.array(starts, np.int64),
             token_counts=np.array(n_tokens, np.int64),
         )
+
+    def _version(self) -> int:
+        return int(self._fetch("PRAGMA user_version")[0][0])
+
+    def _upgrade(self) -> None:
+        """Before the first change to a store of version 1: from then on only this version and later ones read it."""
+        if self._version() < FORMAT_VERSION:
+            start = _SCHEMA.index("CREATE TABLE token_blocks")
+            self._writer.execute(_SCHEMA[start : _SCHEMA.index(";", start)])
+            self._writer.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
 
     def _fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Read: within a transaction what it wrote so far, elsewhere what is committed."""
