@@ -221,7 +221,7 @@ class Store:
         """First row, number of rows and CRC-32 of each block of the token file; none for what version 1 wrote."""
         if self._version() < 2:
             return []
-        return self._fetch("SELECT * FROM token_blocks ORDER BY token_start")  # type: ignore[return-value]
+        return self._fetch("SELECT * FROM token_blocks ORDER BY token_start")
 
     def ids_in_tokens(self, start: int, count: int) -> list[str]:
         """The documents with token vectors in these rows of the token file."""
