@@ -68,7 +68,7 @@ class TokenStore:
 
     def checksum(self, start: int, count: int) -> int:
         """The CRC-32 of `count` mapped rows from `start`, as `write` returned it."""
-        return zlib.crc32(np.ascontiguousarray(self._map[start : start + count]).data)
+        return zlib.crc32(self._map[start : start + count].tobytes())
 
     def scores(self, query: np.ndarray, starts: np.ndarray, counts: np.ndarray, n_threads: int) -> np.ndarray:
         """MaxSim of a query's token vectors, float32 [n_tokens, dim], with some documents, as they are stored.
