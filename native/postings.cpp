@@ -7,11 +7,14 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu.h"
+#include "postings_collect.h"
+
 namespace m3edge {
 namespace {
 
-constexpr uint32_t window_size = 4096;   // 32 KiB of sums
-constexpr uint32_t group_size = 16;      // sums tested at once
+constexpr uint32_t window_size = 4096;   // 32 KiB of sums; fastest of 2,048 to 8,192 in benchmarks/postings.py
+constexpr size_t short_list = 32;        // up to here a list's largest part is found by looking, not kept
 constexpr size_t look_up_cost = 16;      // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;    // no part is larger
 
@@ -21,7 +24,7 @@ struct StoredWeights {
     const PostingBlock& block;
 
     uint32_t part(size_t posting, uint32_t) const { return block.weights[posting]; }
-    uint32_t largest(size_t token) const { return block.top_weights[token]; }
+    uint32_t largest(size_t token) const { return block.top(token).weight; }
 };
 
 struct Bm25Parts {
@@ -31,7 +34,8 @@ struct Bm25Parts {
 
     uint32_t part(size_t posting, uint32_t document) const { return saturated(block.count(posting), norms[document]); }
     uint32_t largest(size_t token) const {
-        return block.top_counts[token] == 255 ? full_part : saturated(block.top_counts[token], smallest);
+        const uint8_t count = block.top(token).count;
+        return count == 255 ? full_part : saturated(count, smallest);
     }
 
   private:
@@ -124,6 +128,32 @@ class Best {
     std::vector<PostingHit> hits_;
 };
 
+// What is written may be overwritten by the next: there is no branch to guess wrong.
+size_t collect_plain(const int64_t* sums, const bool* allowed, size_t n, int64_t limit, uint16_t* out) {
+    size_t found = 0;
+    for (size_t group = 0; group < n; group += collect_step) {
+        uint64_t signs = 0;
+        for (size_t i = 0; i < collect_step; ++i) signs |= uint64_t(limit - sums[group + i]);
+        if (!(signs >> 63)) continue;
+        for (size_t i = group; i < group + collect_step; ++i) {
+            out[found] = uint16_t(i);
+            found += size_t(sums[i] > limit) & size_t(allowed[i]);
+        }
+    }
+    return found;
+}
+
+Collect collect_function() {
+    Collect best = nullptr;
+    switch (instruction_set()) {
+        case InstructionSet::avx512vnni: best = collect_avx512(); break;
+        case InstructionSet::avxvnni:
+        case InstructionSet::avx2: best = collect_avx2(); break;
+        default: break;
+    }
+    return best ? best : &collect_plain;
+}
+
 template <class Parts>
 class BlockSearch {
   public:
@@ -204,29 +234,14 @@ class BlockSearch {
         return i > begin;
     }
 
-    // The allowed documents of the window that the lists not yet read could lift above the floor. What is written may
-    // be overwritten by the next: there is no branch to guess wrong.
+    // The allowed documents of the window that the lists not yet read could lift above the floor
     void collect(uint32_t start, uint32_t stop) {
+        const size_t n = stop - start, whole = n / collect_step * collect_step;
         const int64_t needed = best_.floor() - others_bound_;
-        const int64_t* sums = sums_;
         const bool* allowed = allowed_ + start;
-        uint16_t* out = candidates_;
-        size_t n = 0;
-        const uint32_t whole = (stop - start) / group_size * group_size;
-        for (uint32_t group = 0; group < whole; group += group_size) {
-            uint64_t signs = 0;
-            for (uint32_t i = 0; i < group_size; ++i) signs |= uint64_t(needed - sums[group + i]);
-            if (!(signs >> 63)) continue;
-            for (uint32_t i = group; i < group + group_size; ++i) {
-                out[n] = uint16_t(i);
-                n += size_t(sums[i] > needed) & size_t(allowed[i]);
-            }
-        }
-        for (uint32_t i = whole; i < stop - start; ++i) {
-            out[n] = uint16_t(i);
-            n += size_t(sums[i] > needed) & size_t(allowed[i]);
-        }
-        n_candidates_ = n;
+        n_candidates_ = collect_(sums_, allowed, whole, needed, candidates_);
+        for (size_t i = whole; i < n; ++i)
+            if (sums_[i] > needed && allowed[i]) candidates_[n_candidates_++] = uint16_t(i);
     }
 
     void keep_above(int64_t needed) {
@@ -261,10 +276,11 @@ class BlockSearch {
     const int64_t first_;
     const bool* allowed_;
     Best& best_;
+    const Collect collect_ = collect_function();
     std::vector<List*> others_;  // not essential, by falling bound
     int64_t others_bound_ = 0, total_bound_ = 0, chosen_floor_ = 0;
     size_t n_candidates_ = 0;
-    uint16_t candidates_[window_size];  // counted from the window's first document
+    uint16_t candidates_[window_size + collect_step];  // counted from the window's first document
     alignas(64) int64_t sums_[window_size] = {};
 };
 
@@ -287,15 +303,31 @@ void PostingBlock::prepare() {
         demand(i == 0 || tokens[i - 1] < tokens[i], "tokens must ascend");
         demand(starts[i] <= starts[i + 1], "starts must not descend");
     }
-    top_weights.assign(n_tokens, 0);
-    top_counts.assign(n_tokens, 0);
-    for (size_t i = 0; i < n_tokens; ++i)
+    for (size_t i = 0; i < n_tokens; ++i) {
         for (size_t j = starts[i]; j < starts[i + 1]; ++j) {
             demand(documents[j] < n_documents, "documents must be less than n_documents");
             demand(j == starts[i] || documents[j - 1] < documents[j], "documents must ascend within a token");
-            top_weights[i] = std::max(top_weights[i], weights[j]);
-            top_counts[i] = std::max(top_counts[i], uint8_t(std::clamp(count(j), 0, 255)));
         }
+        if (starts[i + 1] - starts[i] > short_list) {
+            long_tokens.push_back(uint32_t(i));
+            long_tops.push_back(find_top(i));
+        }
+    }
+}
+
+PostingBlock::Top PostingBlock::find_top(size_t token) const {
+    Top top{0, 0};
+    for (size_t i = starts[token]; i < starts[token + 1]; ++i) {
+        top.weight = std::max(top.weight, weights[i]);
+        top.count = std::max(top.count, uint8_t(std::clamp(count(i), 0, 255)));
+    }
+    return top;
+}
+
+PostingBlock::Top PostingBlock::top(size_t token) const {
+    if (starts[token + 1] - starts[token] <= short_list) return find_top(token);
+    const auto found = std::lower_bound(long_tokens.begin(), long_tokens.end(), uint32_t(token));
+    return long_tops[size_t(found - long_tokens.begin())];
 }
 
 std::vector<PostingHit> top_postings(const PostingBlocks& blocks, const PostingQuery& query,

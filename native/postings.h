@@ -23,14 +23,23 @@ struct PostingBlock {
     const uint32_t* large_at;   // postings with a count of 15 or more, ascending
     const int32_t* large_counts;
     size_t n_large;
-    std::vector<uint16_t> top_weights;  // of each token
-    std::vector<uint8_t> top_counts;    // of each token; 255: that or more
 
-    size_t n_postings() const { return starts[n_tokens]; }
+    // The largest weight and count of a token's postings; a count of 255 stands for that or more.
+    struct Top {
+        uint16_t weight;
+        uint8_t count;
+    };
+    std::vector<uint32_t> long_tokens;  // indices of the tokens whose tops are kept, ascending
+    std::vector<Top> long_tops;
+
+    Top top(size_t token) const;
     int32_t count(size_t posting) const;
 
-    // Fill in top_weights and top_counts. Throws std::invalid_argument when the arrays are not as described above.
+    // Fill in long_tokens and long_tops. Throws std::invalid_argument when the arrays are not as described above.
     void prepare();
+
+  private:
+    Top find_top(size_t token) const;
 };
 
 // One block after another; each begins where the one before it ends.

@@ -96,7 +96,8 @@ class PostingIndex:
     def size_bytes(self) -> int:
         """Memory that the arrays take."""
         arrays = [array for block in self._blocks for array in block[1:]]
-        tops = 3 * sum(len(block.tokens) for block in self._blocks)  # what the kernels keep of each token
+        long_lists = sum(np.count_nonzero(np.diff(block.starts) > 32) for block in self._blocks)
+        tops = 8 * long_lists  # what the native kernels keep of each
         return sum(array.nbytes for array in arrays) + tops + self._lengths.nbytes + self.alive.nbytes
 
     def add(self, rows: SparseRows) -> None:
