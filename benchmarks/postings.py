@@ -227,6 +227,7 @@ def bm25s_search(flat: FlatPostings) -> Search | None:
         "indptr": flat.starts,
         "num_docs": flat.n_documents,
     }
+    retriever.nonoccurrence_array = None
     retriever.unique_token_ids_set = set(range(VOCABULARY))
 
     def search(query: SparseRows) -> np.ndarray:
@@ -244,7 +245,6 @@ def tantivy_search(flat: FlatPostings) -> Search | None:
         return None
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("tokens", stored=False, tokenizer_name="whitespace", index_option="freq")
-    builder.add_unsigned_field("position", stored=False, fast=True)
     index = tantivy.Index(builder.build())
     writer = index.writer(heap_size=300_000_000, num_threads=1)
     tokens = np.repeat(np.arange(VOCABULARY, dtype=np.int32), np.diff(flat.starts))
@@ -253,7 +253,7 @@ def tantivy_search(flat: FlatPostings) -> Search | None:
     tokens = tokens[order]
     for i in range(flat.n_documents):
         words = " ".join(map(str, tokens[starts[i] : starts[i + 1]].tolist()))
-        writer.add_document(tantivy.Document(tokens=words, position=i))
+        writer.add_document(tantivy.Document(tokens=words))
     writer.commit()
     writer.wait_merging_threads()
     index.reload()

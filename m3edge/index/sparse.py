@@ -96,7 +96,7 @@ class PostingIndex:
     def size_bytes(self) -> int:
         """Memory that the arrays take."""
         arrays = [array for block in self._blocks for array in block[1:]]
-        long_lists = sum(np.count_nonzero(np.diff(block.starts) > 32) for block in self._blocks)
+        long_lists = sum(int(np.count_nonzero(np.diff(block.starts) > 32)) for block in self._blocks)
         tops = 8 * long_lists  # what the native kernels keep of each
         return sum(array.nbytes for array in arrays) + tops + self._lengths.nbytes + self.alive.nbytes
 
