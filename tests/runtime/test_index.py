@@ -326,7 +326,7 @@ def test_an_index_keeps_its_token_codec(codec, tmp_path, encoder):
 
 
 def test_an_unknown_token_codec_leaves_no_folder(tmp_path, encoder):
-    with pytest.raises(ValueError, match="token_codec must be one of int8, int4, binary, fp16, got 'int2'"):
+    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, got 'int2'"):
         Index.create(tmp_path / "index", encoder, token_codec="int2")
     assert not (tmp_path / "index").exists()
 

@@ -1,5 +1,6 @@
 """The README's code blocks run as they stand, and print what it says they print."""
 
+import json
 import re
 import shlex
 import shutil
@@ -12,7 +13,14 @@ from m3edge.cli import main
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 NUMBER = re.compile(r"\d+\.\d+")
+
+WORDS = {
+    "tea": "Green tea is made from unoxidised leaves.",
+    "Zeit": "Das Modul rechnet mit Datum und Uhrzeit.",
+    "茶": "绿茶",
+}
 
 
 @pytest.fixture
@@ -39,14 +47,37 @@ def test_the_python_blocks_run_one_after_another_and_print_what_is_shown(place, 
 
 
 def test_the_commands_run(place, capsys):
-    commands = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-    ours = [command for command in commands if command[0] == "m3edge"]
+    ours = [arguments for name, *arguments in COMMANDS if name == "m3edge"]
     assert len(ours) >= 6
-    for _, *arguments in ours:
+    for arguments in ours:
         assert main(arguments) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out
+
+
+def test_the_export_commands_run(place, capsys):
+    pytest.importorskip("torch")
+    from m3edge_export import cli
+
+    write_beir_folder(place / "my-beir-folder")
+    (place / "pairs.jsonl").write_text(lines({"query": word, "positive": text} for word, text in WORDS.items()))
+    ours = [arguments for name, *arguments in COMMANDS if name == "m3edge-export"]
+    assert {arguments[0] for arguments in ours} == {"onnx", "train"}
+    for arguments in ours:
+        assert cli.main(arguments) == 0, capsys.readouterr().err
         assert capsys.readouterr().out
 
 
 def test_every_make_target_it_names_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake (\w+)", README)) <= targets | {"sure"}
+
+
+def lines(entries):
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def write_beir_folder(folder):
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(lines({"_id": f"d-{word}", "text": text} for word, text in WORDS.items()))
+    (folder / "queries.jsonl").write_text(lines({"_id": word, "text": word} for word in WORDS))
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{word}\td-{word}\t1\n" for word in WORDS))
