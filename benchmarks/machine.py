@@ -12,7 +12,7 @@ from typing import Any
 from m3edge.session import available_cpus
 
 ROOT = Path(__file__).parent.parent
-_PACKAGES = ("m3edge", "onnxruntime", "hnswlib", "numpy", "tokenizers")
+_PACKAGES = ("m3edge", "onnxruntime", "openvino", "hnswlib", "numpy", "tokenizers")
 
 
 def describe_machine() -> dict[str, Any]:

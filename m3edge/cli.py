@@ -21,7 +21,7 @@ from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.kernels import DESCRIPTION as KERNELS
 from m3edge.model_folder import MANIFEST, PRESETS, read_model_folder
 from m3edge.passages import split_passages
-from m3edge.session import PROVIDERS
+from m3edge.session import PROVIDERS, open_session
 
 _TEXT_ENDINGS = frozenset({".txt", ".md", ".rst", ".text", ".adoc", ".tex", ".html", ".htm", ".csv", ".log"})
 
@@ -114,7 +114,10 @@ _DEFAULT = "default: %(default)s"
 
 
 def _add_session_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto", help=_DEFAULT)
+    parser.add_argument(
+        "--provider", default="auto", help=f"auto, {', '.join(PROVIDERS)}, openvino:GPU, openvino:NPU; {_DEFAULT}"
+    )
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps OpenVINO's compiled models for next time")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default all this process may use")
 
 
@@ -138,7 +141,7 @@ def _weights(value: str) -> str | list[float]:
 
 
 def _load(options: argparse.Namespace, model: Path) -> Encoder:
-    return Encoder.load(model, options.provider, n_threads=options.threads)
+    return Encoder.load(model, options.provider, n_threads=options.threads, cache=options.cache)
 
 
 # encode
@@ -334,8 +337,17 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "parity": info.parity,
         "size_bytes": _folder_size(folder),
         "checksums": "all files match",
+        "provider": _running_provider(folder),
         "kernels": KERNELS,
     }
+
+
+def _running_provider(folder: Path) -> str:
+    """What "auto" takes here, found out by loading the graph."""
+    try:
+        return open_session(folder).provider
+    except (M3EdgeError, ImportError) as error:
+        return f"none: {error}"
 
 
 def _describe_index(folder: Path) -> dict[str, Any]:

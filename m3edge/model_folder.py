@@ -1,10 +1,11 @@
 """The model folder: the contract between the export, which writes it, and the runtime, which reads it.
 
-    m3edge.json      this module's ModelInfo, every other file's size and SHA-256, and a SHA-256 of itself
-    model.onnx       input_ids, attention_mask -> dense_vecs, token_weights, colbert_vecs
-    model.onnx_data  the weights of the graph
-    tokenizer.json   Hugging Face tokenizers
-    parity.json      this precision measured against the PyTorch model
+    m3edge.json        this module's ModelInfo, every other file's size and SHA-256, and a SHA-256 of itself
+    model.onnx         input_ids, attention_mask -> dense_vecs, token_weights, colbert_vecs
+    model.static.onnx  in int8 only: the same with static scales, in plain operators, for OpenVINO
+    model.onnx_data    the weights of both graphs
+    tokenizer.json     Hugging Face tokenizers
+    parity.json        this precision measured against the PyTorch model
 
 Nothing here knows ONNX or tokenizers; a file is bytes with a checksum.
 """
@@ -26,6 +27,7 @@ FORMAT_VERSION = 1
 
 MANIFEST = "m3edge.json"
 GRAPH = "model.onnx"
+STATIC_GRAPH = "model.static.onnx"
 WEIGHTS = "model.onnx_data"
 TOKENIZER = "tokenizer.json"
 PARITY = "parity.json"

@@ -1,10 +1,12 @@
-"""One ONNX graph on one piece of hardware: chooses the backend, proves that it is the one running, and runs it.
+"""A model folder's graph on one piece of hardware: chooses the engine, proves that it is the one running, and runs it.
 
-Everything above this module sees numpy arrays and does not know which backend made them.
+Everything above this module sees numpy arrays and does not know which engine made them. onnxruntime is here, OpenVINO
+in openvino_engine.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import platform
@@ -12,38 +14,38 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from m3edge.errors import FormatError, ProviderError
-from m3edge.model_folder import GRAPH, INPUTS
+from m3edge import openvino_engine
+from m3edge.errors import FormatError, M3EdgeError, ProviderError
+from m3edge.model_folder import GRAPH, INPUTS, STATIC_GRAPH
 
 # The names users write, and onnxruntime's.
-PROVIDERS = {
+ONNXRUNTIME_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
     "directml": "DmlExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
 }
-# What "auto" tries, best first. TensorRT (minutes of compilation) and OpenVINO (through onnxruntime it is no faster
-# than the CPU kernels) have to be asked for.
+# "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of OpenVINO's.
+PROVIDERS = (*ONNXRUNTIME_PROVIDERS, openvino_engine.NAME)
+# What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
 _AUTO = ("cuda", "directml", "coreml", "cpu")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
-class Session:
+class Session(Protocol):
     """A loaded graph. Safe to call from several threads.
 
-    provider: the backend that really runs, one of PROVIDERS
+    provider: the engine and device that really run: one of PROVIDERS, or "openvino:" and a device
     n_threads: CPU threads a run may use
     """
 
-    def __init__(self, session: Any, provider: str, n_threads: int) -> None:
-        self._session = session
-        self.provider = provider
-        self.n_threads = n_threads
+    provider: str
+    n_threads: int
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Run one batch.
@@ -51,39 +53,88 @@ class Session:
         input_ids, attention_mask: int64 [batch, seq]; outputs: names of graph outputs
         returns one float32 array for each name, in that order
         """
+        ...
+
+
+class OnnxruntimeSession:
+    """A graph on onnxruntime; see Session."""
+
+    def __init__(self, session: Any, provider: str, n_threads: int) -> None:
+        self._session = session
+        self.provider = provider
+        self.n_threads = n_threads
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Run one batch; see Session."""
         return self._session.run(list(outputs), dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
 
 
-def open_session(folder: Path, provider: str = "auto", n_threads: int | None = None) -> Session:
+def open_session(
+    folder: Path, provider: str = "auto", n_threads: int | None = None, *, cache: Path | None = None
+) -> Session:
     """Load a model folder's graph.
 
-    provider: one of PROVIDERS, or "auto" for the best that is installed and works
+    provider:  one of PROVIDERS, "openvino:" and a device, or "auto": a GPU that onnxruntime drives; else OpenVINO where
+        it is installed, the folder has a static int8 graph and the CPU is an x86 with VNNI; else onnxruntime's CPU
     n_threads: CPU threads; by default as many as this process may use
-    Raises ProviderError when the provider is not installed or does not really run; ImportError without onnxruntime.
+    cache:     a folder where OpenVINO's compiled models are kept; other engines do without
+    Raises ProviderError when the provider is not installed or does not really run; ImportError without its package.
     """
-    if provider != "auto" and provider not in PROVIDERS:
-        raise ValueError(f"provider must be 'auto' or one of {sorted(PROVIDERS)}, got {provider!r}")
+    engine, _, device = provider.partition(":")
+    if provider != "auto" and (engine not in PROVIDERS or (":" in provider and (engine != "openvino" or not device))):
+        raise ValueError(
+            f"provider must be 'auto' or one of {sorted(PROVIDERS)}, or 'openvino:' and a device, got {provider!r}"
+        )
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads must be at least 1, got {n_threads}")
-    onnxruntime = _import_onnxruntime()
     n_threads = n_threads or available_cpus()
+    if provider == "auto":
+        return _open_best(folder, n_threads, cache)
+    if engine == openvino_engine.NAME:
+        return openvino_engine.open_openvino(folder, device or "CPU", n_threads, cache)
+    return _open_installed(folder, provider, n_threads)
+
+
+def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:
+    """One of onnxruntime's providers, which must be part of what is installed."""
+    onnxruntime = _import_onnxruntime()
     installed = onnxruntime.get_available_providers()
-    if provider != "auto":
-        if PROVIDERS[provider] not in installed:
-            usable = [name for name, theirs in PROVIDERS.items() if theirs in installed]
-            nvidia = provider in ("cuda", "tensorrt")
-            remedy = "; pip uninstall onnxruntime && pip install 'm3edge[gpu]'" if nvidia else ""
-            raise ProviderError(
-                f"provider {provider!r} is not part of the installed onnxruntime, which has {usable}{remedy}"
-            )
-        return _open(onnxruntime, folder, provider, n_threads)
-    for name in _AUTO:
-        if PROVIDERS[name] in installed:
-            try:
-                return _open(onnxruntime, folder, name, n_threads)
-            except ProviderError as error:
-                warnings.warn(f"{error}; trying the next provider", RuntimeWarning, stacklevel=3)
+    if ONNXRUNTIME_PROVIDERS[provider] not in installed:
+        usable = [name for name, theirs in ONNXRUNTIME_PROVIDERS.items() if theirs in installed]
+        nvidia = provider in ("cuda", "tensorrt")
+        remedy = "; pip uninstall onnxruntime && pip install 'm3edge[gpu]'" if nvidia else ""
+        raise ProviderError(
+            f"provider {provider!r} is not part of the installed onnxruntime, which has {usable}{remedy}"
+        )
+    return _open(onnxruntime, folder, provider, n_threads)
+
+
+def _open_best(folder: Path, n_threads: int, cache: Path | None) -> Session:
+    gains = _openvino_gains(folder)
+    try:
+        installed = _import_onnxruntime().get_available_providers()
+    except ImportError:
+        if not gains:
+            raise
+        installed = []
+    candidates = [name for name in _AUTO if ONNXRUNTIME_PROVIDERS[name] in installed]
+    if gains:
+        position = candidates.index("cpu") if "cpu" in candidates else len(candidates)
+        candidates.insert(position, openvino_engine.NAME)
+    for name in candidates:
+        try:
+            return open_session(folder, name, n_threads, cache=cache)
+        except (M3EdgeError, ImportError) as error:
+            if name == candidates[-1]:
+                raise
+            warnings.warn(f"{error}; trying the next provider", RuntimeWarning, stacklevel=4)
     raise ProviderError(f"none of {list(_AUTO)} works; onnxruntime has {installed}")
+
+
+def _openvino_gains(folder: Path) -> bool:
+    """Whether OpenVINO is here, has a graph to run, and the CPU is one on which it was measured to be faster."""
+    has_engine = importlib.util.find_spec(openvino_engine.NAME) is not None
+    return has_engine and (folder / STATIC_GRAPH).is_file() and multiplies_bytes()
 
 
 def session_options(onnxruntime: Any, n_threads: int) -> Any:
@@ -99,16 +150,25 @@ def session_options(onnxruntime: Any, n_threads: int) -> Any:
     return options
 
 
-def products_saturate(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def products_saturate(machine: str | None = None, cpuinfo: Path = _CPUINFO) -> bool:
     """Whether this CPU adds pairs of unsigned-by-signed 8-bit products in 16 bits: x86 without VNNI, or x86 of which it
     cannot be told, does."""
-    if (machine or platform.machine()).lower() not in ("x86_64", "amd64", "i386", "i686"):
+    return _is_x86(machine) and not multiplies_bytes(machine, cpuinfo)
+
+
+def multiplies_bytes(machine: str | None = None, cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether this is an x86 that is known to have VNNI: 8-bit products at four times float32's rate."""
+    if not _is_x86(machine):
         return False
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
     except (OSError, StopIteration):
-        return True
-    return not {"avx512_vnni", "avx_vnni"} & set(flags)
+        return False
+    return bool({"avx512_vnni", "avx_vnni"} & set(flags))
+
+
+def _is_x86(machine: str | None) -> bool:
+    return (machine or platform.machine()).lower() in ("x86_64", "amd64", "i386", "i686")
 
 
 def available_cpus() -> int:
@@ -144,14 +204,14 @@ def _load_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(state, name) for name in (*names, "NotImplemented", "RuntimeException")))
 
 
-def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> Session:
+def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> OnnxruntimeSession:
     options = session_options(onnxruntime, n_threads)
     # Through a symbolic link onnxruntime looks for the weights beside the link: give it the real place.
     graph = (folder / GRAPH).resolve()
-    wanted = PROVIDERS[provider]
+    wanted = ONNXRUNTIME_PROVIDERS[provider]
     try:
         session = onnxruntime.InferenceSession(
-            str(graph), options, providers=list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
+            str(graph), options, providers=list(dict.fromkeys([wanted, ONNXRUNTIME_PROVIDERS["cpu"]]))
         )
     except _load_errors() as error:
         if provider == "cpu":
@@ -163,4 +223,4 @@ def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> Sess
             f"provider {provider!r} is installed but onnxruntime fell back to {running[0]}: "
             "its driver or libraries (for CUDA: the driver, CUDA and cuDNN of the version it was built for) are missing"
         )
-    return Session(session, provider, n_threads)
+    return OnnxruntimeSession(session, provider, n_threads)

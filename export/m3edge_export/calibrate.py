@@ -1,4 +1,4 @@
-"""What a model's products take in: the largest value of every channel, seen on texts in many languages.
+"""What a model's products take in: the range and the mean of every channel, seen on texts in many languages.
 
 The texts come with the package (data/calibration.jsonl, written for this purpose) or from a file of the user's own.
 """
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from m3edge.errors import FormatError
 from m3edge.model_folder import INPUTS
 from m3edge.progress import progress_bar
-from m3edge_export.quantize import Statistics
+from m3edge_export.quantize import Seen, Statistics
 
 _OWN_TEXTS = files("m3edge_export").joinpath("data", "calibration.jsonl")
 _LONGEST = 512  # tokens; outliers sit on certain tokens, not on late ones
@@ -57,7 +57,6 @@ def calibrate(
 
     folder: where the graph's weights lie
     names:  the tensors, float32 [tokens, width]
-    returns name -> float32 [width], the largest absolute value of each channel
     """
     names = list(dict.fromkeys(names))
     watched = ModelProto.FromString(model.SerializeToString())
@@ -68,19 +67,32 @@ def calibrate(
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        largest: dict[str, np.ndarray] = {}
+        statistics: dict[str, Seen] = {}
+        n_tokens = 0
+        texts = [*texts, *_short_texts(texts)]
         with progress_bar(len(texts), "text", "calibrating", None) as bar:
             for number, text in enumerate(texts):
                 prefixed = prefixes[number % len(prefixes)] + text
                 ids = np.array([tokenizer.encode(prefixed).ids[: min(_LONGEST, max_length)]], np.int64)
                 values = session.run(names, dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)))
                 for name, value in zip(names, values, strict=True):
-                    seen = np.abs(value).max(axis=0)
-                    largest[name] = np.maximum(largest[name], seen) if name in largest else seen
+                    least, largest, total = statistics.get(name, (np.inf, -np.inf, 0.0))
+                    statistics[name] = Seen(
+                        np.minimum(least, value.min(axis=0)),
+                        np.maximum(largest, value.max(axis=0)),
+                        total + value.sum(axis=0, dtype=np.float64),
+                    )
+                n_tokens += ids.size
                 bar.update()
     finally:
         path.unlink()
-    return largest
+    return {name: seen._replace(mean=seen.mean / n_tokens) for name, seen in statistics.items()}
+
+
+def _short_texts(texts: Sequence[str]) -> list[str]:
+    """Nothing, single letters and single words: with so few tokens to look at, a model takes in its largest values."""
+    words = [text.split(maxsplit=1)[0][:20] for text in texts]
+    return ["", *dict.fromkeys(part for word in words for part in (word[0], word))]
 
 
 def _text_of(line: str) -> str:

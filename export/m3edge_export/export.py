@@ -17,13 +17,14 @@ import onnx
 from onnx import ModelProto
 
 from m3edge.files import new_folder
-from m3edge.model_folder import GRAPH, TOKENIZER, ModelInfo, write_manifest
+from m3edge.model_folder import GRAPH, STATIC_GRAPH, TOKENIZER, ModelInfo, write_manifest
 from m3edge_export.calibrate import calibrate, calibration_texts
 from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
 from m3edge_export.fuse import fuse
 from m3edge_export.graph import export_graph
 from m3edge_export.half import blocked_layers, layer_values, write_fp16
 from m3edge_export.quantize import Statistics, product_inputs, write_fp32, write_int4, write_int8
+from m3edge_export.static import write_static
 from m3edge_export.verify import TOLERANCES, reference_outputs, verify
 from m3edge_export.weights import WeightReader, WeightWriter
 
@@ -80,12 +81,13 @@ def export_precisions(
         graph = onnx.load(work / GRAPH, load_external_data=False)
         graph.producer_name = "m3edge"
         graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = info.dense_dim  # the tracer loses it
-        counts = fuse(graph, n_layers=config.num_hidden_layers, n_heads=config.num_attention_heads)
+        n_heads = config.num_attention_heads
+        counts = fuse(graph, n_layers=config.num_hidden_layers, n_heads=n_heads)
         prefixes = (info.query_prefix, info.passage_prefix)
         watched = [*(product_inputs(graph) if "int8" in outs else []), *(layer_values(graph) if "fp16" in outs else [])]
         statistics = calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length) if watched else {}
         for precision, folder in folders.items():
-            notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics)}
+            notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics, n_heads)}
             shutil.copyfile(tokenizer_path, folder / TOKENIZER)
             parity = verify(folder, reference, precision, notes)
             infos[precision] = replace(info, precision=precision, parity=parity)
@@ -95,21 +97,27 @@ def export_precisions(
     return infos
 
 
-def _write(fused: ModelProto, work: Path, folder: Path, precision: str, statistics: Statistics) -> dict[str, Any]:
-    """Write one precision's graph and weights; returns what the parity report is to say of them."""
+def _write(
+    fused: ModelProto, work: Path, folder: Path, precision: str, statistics: Statistics, n_heads: int
+) -> dict[str, Any]:
+    """Write one precision's graphs and weights; returns what the parity report is to say of them."""
     model = ModelProto.FromString(fused.SerializeToString())
     notes: dict[str, Any] = {}
+    graphs = {GRAPH: model}
     with WeightWriter(folder) as writer:
         reader = WeightReader(fused.graph, work)
         if precision == "int8":
             write_int8(model, reader, writer, statistics)
+            written = WeightReader(model.graph, folder)
+            graphs[STATIC_GRAPH] = write_static(fused, reader, model, written, writer, statistics, n_heads=n_heads)
         elif precision == "int4":
             write_int4(model, reader, writer)
         elif precision == "fp16":
-            notes["fp32_layers"] = blocked_layers(model, statistics)
+            notes["fp32_layers"] = blocked_layers(model, {name: seen.magnitude for name, seen in statistics.items()})
             write_fp16(model, reader, writer, notes["fp32_layers"])
         else:
             write_fp32(model, reader, writer)
-    onnx.save(model, folder / GRAPH)
-    onnx.checker.check_model(str(folder / GRAPH))
+    for name, graph in graphs.items():
+        onnx.save(graph, folder / name)
+        onnx.checker.check_model(str(folder / name))
     return notes

@@ -79,9 +79,9 @@ def fuse(model: ModelProto, *, n_layers: int, n_heads: int) -> FusionCounts:
     builder.node("Reshape", [x, _SHAPE], last.output[0])
 
     last.output[0] = "unfused"  # the traced layers are no longer reached from the outputs
-    _replace_nodes(graph, [*graph.node, *builder.nodes])
+    replace_nodes(graph, [*graph.node, *builder.nodes])
     graph.initializer.extend(builder.initializers)
-    _prune(graph)
+    prune(graph)
     _set_opset(model)
     counts = _count(graph, n_layers)
     expected = FusionCounts(n_layers, n_layers, n_layers, 2 * n_layers + 1, 6 * n_layers)
@@ -215,7 +215,7 @@ def _lift_large_constants(graph: GraphProto) -> None:
             graph.node.remove(node)
 
 
-def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+def replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
     """Put the nodes that the outputs depend on into the graph, each behind what it depends on."""
     producers = {output: node for node in nodes for output in node.output}
     ordered: list[NodeProto] = []
@@ -244,7 +244,7 @@ def _inputs(node: NodeProto) -> list[str]:
     return names
 
 
-def _prune(graph: GraphProto) -> None:
+def prune(graph: GraphProto) -> None:
     """Drop initializers and shapes that nothing uses."""
     used = {name for node in graph.node for name in _inputs(node)}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]

@@ -14,7 +14,7 @@ hundredth of the work and what they compute is what is compared.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -29,7 +29,21 @@ _ZERO_POINT = 128  # symmetric: 0.0 is 128
 _GELU_ZERO_POINT = 20
 _BLOCK = 32  # int4: weights that share a scale
 
-Statistics = Mapping[str, np.ndarray]  # a product's input -> float32 [inputs], largest absolute value of each channel
+
+class Seen(NamedTuple):
+    """What calibration saw of a tensor; float32 [width] each, a value for every channel."""
+
+    least: np.ndarray
+    largest: np.ndarray
+    mean: np.ndarray
+
+    @property
+    def magnitude(self) -> np.ndarray:
+        """The largest absolute values."""
+        return np.maximum(-self.least, self.largest)
+
+
+Statistics = Mapping[str, Seen]  # a tensor's name -> what was seen of it
 
 
 def product_inputs(model: ModelProto) -> list[str]:
@@ -158,7 +172,7 @@ class _Int8Products:
         for source, weights in by_input.items():
             if _is_smoothed(source):
                 largest = np.max([np.abs(rewriter.reader[name]).max(axis=1) for name in weights], axis=0)
-                self._smoothing[source] = smoothing_factors(self._statistics[source], largest)
+                self._smoothing[source] = smoothing_factors(self._statistics[source].magnitude, largest)
 
     def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
         source, weight, bias = node.input
@@ -238,13 +252,13 @@ def _is_smoothed(source: str) -> bool:
     return not source.endswith(("/attention/rows", "/gelu"))
 
 
-def smoothing_factors(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def smoothing_factors(activations: np.ndarray, weights: np.ndarray, alpha: float = SMOOTHING) -> np.ndarray:
     """SmoothQuant's s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), scaled to a geometric mean of 1.
 
     activations, weights: float32 [inputs], largest absolute values of each channel; returns float32 [inputs]
     """
     floor = 1e-5
-    factors = np.maximum(activations, floor) ** SMOOTHING / np.maximum(weights, floor) ** (1 - SMOOTHING)
+    factors = np.maximum(activations, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
     return np.clip(factors / np.exp(np.log(factors).mean()), *_SMOOTHING_RANGE).astype(np.float32)
 
 

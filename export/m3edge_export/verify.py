@@ -7,6 +7,7 @@ by text and in padded batches, and writes parity.json.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ import torch
 from tokenizers import Tokenizer
 
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, PARITY, SPARSE_OUTPUT, TOKENIZER, TOKENS_OUTPUT
-from m3edge.session import available_cpus, session_options
+from m3edge.model_folder import DENSE_OUTPUT, PARITY, SPARSE_OUTPUT, STATIC_GRAPH, TOKENIZER, TOKENS_OUTPUT
+from m3edge.session import Session, available_cpus, open_session, session_options
 from m3edge_export.checkpoint import Checkpoint, read_tokenizer, special_ids
 from m3edge_export.errors import ParityError
 from m3edge_export.model import M3Model
@@ -97,19 +98,34 @@ def reference_outputs(checkpoint: Checkpoint) -> Reference:
 
 
 def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[str, Any]) -> dict[str, float]:
-    """Compare the graph in `folder` with the model, write parity.json there, and return its headline figures.
+    """Compare the graphs in `folder` with the model, write parity.json there, and return its headline figures.
 
+    The static graph's part of parity.json, "openvino", is left out where OpenVINO is not installed.
     notes: what else parity.json is to say
     Raises ParityError when any output of any case is further off than the precision's tolerance.
     """
-    tolerance = TOLERANCES[precision]
-    session = open_session(folder / GRAPH)
-    measured = [
+    providers = ["cpu"]
+    if (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None:
+        providers.append("openvino")
+    measured = {provider: _measure(open_session(folder, provider), reference) for provider in providers}
+    report = {**parity_report(measured["cpu"], precision), **notes}
+    report |= {provider: _figures(measured[provider]) for provider in providers[1:]}
+    write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
+    for differences in measured.values():
+        _require(differences, precision)
+    headline: dict[str, float] = report["worst"]
+    return headline
+
+
+def _measure(session: Session, reference: Reference) -> list[Differences]:
+    return [
         compare(session, case, expected, reference.pad_id)
         for case, expected in zip(reference.cases, reference.outputs, strict=True)
     ]
-    report = {**parity_report(measured, precision), **notes}
-    write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
+
+
+def _require(measured: Sequence[Differences], precision: str) -> None:
+    tolerance = TOLERANCES[precision]
     worst = max(measured, key=lambda item: _largest(item.max_abs))
     if not _largest(worst.max_abs) <= tolerance.max_abs:  # also when it is not a number
         name = max(worst.max_abs, key=lambda key: worst.max_abs[key])
@@ -123,8 +139,6 @@ def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[st
             f"the {precision} graph's vectors differ from the PyTorch model's: cosine {worst.cosine:.4f} on "
             f"{worst.case!r}, at least {tolerance.cosine} is expected, so no model folder was written"
         )
-    headline: dict[str, float] = report["worst"]
-    return headline
 
 
 def verification_cases(tokenizer: Tokenizer, max_length: int) -> list[Case]:
@@ -145,8 +159,8 @@ def verification_cases(tokenizer: Tokenizer, max_length: int) -> list[Case]:
     ]
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The graph on the CPU, with the options that the runtime gives it."""
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    """A graph outside a model folder on the CPU, with the options that the runtime gives it."""
     options = session_options(onnxruntime, available_cpus())
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -159,10 +173,10 @@ def expected_outputs(model: M3Model, case: Case, pad_id: int) -> Outputs:
     return {name: getattr(output, name).numpy() for name in _OUTPUTS}
 
 
-def compare(session: onnxruntime.InferenceSession, case: Case, expected: Outputs, pad_id: int) -> Differences:
+def compare(session: Session, case: Case, expected: Outputs, pad_id: int) -> Differences:
     """Run one case through the graph and hold it against what was expected."""
     ids, mask = _pad(case.rows, pad_id)
-    actual = dict(zip(_OUTPUTS, session.run(_OUTPUTS, dict(zip(INPUTS, (ids, mask), strict=True))), strict=True))
+    actual = dict(zip(_OUTPUTS, session.run(ids, mask, _OUTPUTS), strict=True))
     held = mask.astype(bool)
     max_abs, cosine = {}, 1.0
     for name in _OUTPUTS:
@@ -176,22 +190,27 @@ def compare(session: onnxruntime.InferenceSession, case: Case, expected: Outputs
 
 
 def parity_report(measured: Sequence[Differences], precision: str) -> dict[str, Any]:
-    """What parity.json holds."""
-    worst = {f"max_abs_{name}": max(item.max_abs[name] for item in measured) for name in _OUTPUTS}
-    worst["min_cosine"] = min(item.cosine for item in measured)
+    """What parity.json holds of the graph that onnxruntime runs."""
     return {
         "reference": "the PyTorch model in float32",
         "precision": precision,
         "tolerance": {name: value for name, value in TOLERANCES[precision]._asdict().items() if np.isfinite(value)},
-        "worst": worst,
-        "cases": [
-            {"case": item.case, "batch": item.shape[0], "tokens": item.shape[1], "max_abs": item.max_abs,
-             "min_cosine": item.cosine}
-            for item in measured
-        ],
+        **_figures(measured),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")}
         | {"onnxruntime": onnxruntime.__version__},
-    }  # fmt: skip
+    }
+
+
+def _figures(measured: Sequence[Differences]) -> dict[str, Any]:
+    """One engine's worst figures and every case's."""
+    worst = {f"max_abs_{name}": max(item.max_abs[name] for item in measured) for name in _OUTPUTS}
+    worst["min_cosine"] = min(item.cosine for item in measured)
+    cases = [
+        {"case": item.case, "batch": item.shape[0], "tokens": item.shape[1], "max_abs": item.max_abs,
+         "min_cosine": item.cosine}
+        for item in measured
+    ]  # fmt: skip
+    return {"worst": worst, "cases": cases}
 
 
 def _encode(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:

@@ -65,4 +65,5 @@ class WeightWriter:
         set_external_data(tensor, location=WEIGHTS, offset=self._file.tell(), length=values.nbytes)
         tensor.ClearField("raw_data")
         self._file.write(np.ascontiguousarray(values).data)
+        self._file.flush()  # so that a WeightReader of the graph being written sees it
         return tensor

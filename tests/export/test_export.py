@@ -15,10 +15,11 @@ from m3edge_export import export, graph, verify
 from m3edge_export.checkpoint import fingerprint, load_checkpoint
 from m3edge_export.errors import ParityError
 from m3edge_export.export import export_onnx
-from m3edge_export.verify import Case, compare, expected_outputs, open_session, verification_cases
+from m3edge_export.verify import Case, compare, expected_outputs, open_graph, verification_cases
 
 from m3edge.errors import FormatError
 from m3edge.model_folder import read_model_folder
+from m3edge.session import open_session
 
 HIDDEN, TOKEN_DIM = 32, 16  # the tiny model's
 
@@ -43,7 +44,7 @@ def test_a_model_in_bge_m3s_layout_becomes_a_model_folder(tiny_folder: Path, tin
 
 
 def test_the_graph_has_the_contracts_inputs_and_outputs(tiny_folder: Path) -> None:
-    session = open_session(tiny_folder / "model.onnx")
+    session = open_graph(tiny_folder / "model.onnx")
     assert [(item.name, item.type, item.shape) for item in session.get_inputs()] == [
         ("input_ids", "tensor(int64)", ["batch", "sequence"]),
         ("attention_mask", "tensor(int64)", ["batch", "sequence"]),
@@ -72,7 +73,7 @@ def test_a_text_alone_and_in_a_padded_batch_is_the_same(tiny_folder: Path, tiny_
     model = load_checkpoint(tiny_source).model
     for case in (Case("batch", rows), *(Case(f"{len(row)} tokens", [row]) for row in rows)):
         expected = expected_outputs(model, case, pad_id=1)
-        measured = compare(open_session(tiny_folder / "model.onnx"), case, expected, pad_id=1)
+        measured = compare(open_session(tiny_folder, "cpu"), case, expected, pad_id=1)
         assert max(measured.max_abs.values()) < 1e-5
         assert measured.cosine > 1 - 1e-5
 

@@ -17,7 +17,7 @@ from m3edge_export.fuse import fuse
 from m3edge_export.graph import export_graph
 from m3edge_export.half import OVERFLOW_LIMIT, blocked_layers
 from m3edge_export.quantize import quantize_blocks, quantize_columns, quantize_rows, smoothing_factors
-from m3edge_export.verify import open_session
+from m3edge_export.verify import open_graph
 from m3edge_export.weights import WeightReader, WeightWriter
 
 from m3edge.errors import FormatError
@@ -99,7 +99,7 @@ def test_the_fused_graph_computes_what_was_traced(traced: Path, rng: np.random.G
     ids = rng.integers(4, 40, (3, 20))
     for mask in (np.ones((3, 20), np.int64), np.tri(3, 20, 5, dtype=np.int64)):  # whole, and padded to 6, 7 and 8
         inputs = {"input_ids": np.where(mask == 1, ids, 1), "attention_mask": mask}
-        before, after = (open_session(traced / name).run(None, inputs) for name in ("model.onnx", "fused.onnx"))
+        before, after = (open_graph(traced / name).run(None, inputs) for name in ("model.onnx", "fused.onnx"))
         np.testing.assert_allclose(before[0], after[0], atol=1e-5)
         for left, right in zip(before[1:], after[1:], strict=True):
             np.testing.assert_allclose(left[mask == 1], right[mask == 1], atol=1e-5)

@@ -18,12 +18,14 @@ class _TorchSession(Session):
     """Runs the model as it is now, in the middle of a training too."""
 
     def __init__(self, model: M3Model) -> None:
-        super().__init__(model, "pytorch", torch.get_num_threads())
+        self._model = model
+        self.provider = "pytorch"
+        self.n_threads = torch.get_num_threads()
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        device = self._session.sparse_head.weight.device
+        device = self._model.sparse_head.weight.device
         with torch.inference_mode():
-            output = self._session(torch.from_numpy(input_ids).to(device), torch.from_numpy(attention_mask).to(device))
+            output = self._model(torch.from_numpy(input_ids).to(device), torch.from_numpy(attention_mask).to(device))
         return [getattr(output, name).cpu().numpy() for name in outputs]
 
 

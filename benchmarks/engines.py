@@ -1,0 +1,124 @@
+"""One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the static int8 graph.
+
+    python benchmarks/engines.py models/mini-fp32 models/mini-int8 --out benchmarks/results/engines-mini.json
+
+Each round runs every engine once, in turn, so that a noisy machine disturbs all alike; medians are reported, and beside
+each speed how near the engine's vectors are to fp32's on texts in twelve languages (the XQuAD folders of shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m3edge_export.report import fidelity
+from machine import ROOT, describe_machine
+
+from m3edge import Encoder
+from m3edge.files import write_atomically
+from m3edge.jsonl import joined_text, read_jsonl
+from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT
+from m3edge.session import Session, available_cpus, open_session
+
+SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x16": (1, 16)}
+LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+DATA = ROOT.parent / "shared" / "data" / "beir"
+_OUTPUTS = (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT)
+
+# From before m3edge is imported to the first vector, in a process of its own; argv: folder, provider, cache or "".
+_START = """
+import sys, time
+start = time.perf_counter()
+from m3edge import Encoder
+encoder = Encoder.load(sys.argv[1], sys.argv[2], verify=False, cache=sys.argv[3] or None)
+encoder.encode_queries("one short query")
+print(time.perf_counter() - start)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fp32", type=Path, help="model folder in fp32")
+    parser.add_argument("int8", type=Path, help="the same model in int8")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
+    parser.add_argument("--texts", type=int, default=84, help="texts of each language (%(default)s); 0: no quality")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    engines = {
+        "onnxruntime fp32": (options.fp32, "cpu"),
+        "onnxruntime int8": (options.int8, "cpu"),
+        "openvino static int8": (options.int8, "openvino"),
+    }
+    sessions = {name: open_session(folder, provider, options.threads) for name, (folder, provider) in engines.items()}
+    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
+    report["speed"] = {name: measure(sessions, *shape, options.rounds) for name, shape in SHAPES.items()}
+    del sessions
+    report["start_seconds"] = measure_start(options.int8)
+    if options.texts:
+        texts = [
+            joined_text(where, entry)
+            for language in LANGUAGES
+            for where, entry in list(read_jsonl(DATA / f"xquad-{language}" / "corpus.jsonl"))[: options.texts]
+        ][:1000]
+        reference = Encoder.load(options.fp32, "cpu", verify=False).encode_passages(texts, progress=None)
+        report["texts"] = len(texts)
+        report["quality"] = {
+            name: fidelity(
+                reference, Encoder.load(folder, provider, verify=False).encode_passages(texts, progress=None)
+            )._asdict()
+            for name, (folder, provider) in engines.items()
+            if name != "onnxruntime fp32"
+        }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.out:
+        write_atomically(options.out, text.encode() + b"\n")
+
+
+def measure(sessions: dict[str, Session], batch: int, length: int, rounds: int) -> dict[str, Any]:
+    """Median milliseconds of a batch without padding, all three outputs; tokens a second; the ratio to each other."""
+    ids = np.random.default_rng(0).integers(4, 200_000, (batch, length))
+    mask = np.ones_like(ids)
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for number in range(rounds + 2):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(ids, mask, _OUTPUTS)
+            if number > 1:  # two rounds warm up
+                times[name].append(1000 * (time.perf_counter() - start))
+    slowest = times["onnxruntime fp32"]
+    return {
+        name: {
+            "ms": round(statistics.median(values), 2),
+            "tokens_per_second": round(1000 * batch * length / statistics.median(values)),
+            "speed_over_fp32": round(statistics.median(a / b for a, b in zip(slowest, values, strict=True)), 2),
+        }
+        for name, values in times.items()
+    }
+
+
+def measure_start(folder: Path) -> dict[str, float]:
+    """Median seconds from before the import to the first vector: each engine, OpenVINO also with a warm cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        cases = {"onnxruntime": ("cpu", ""), "openvino": ("openvino", ""), "openvino, cached": ("openvino", cache)}
+        times: dict[str, list[float]] = {name: [] for name in cases}
+        for number in range(6):
+            for name, arguments in cases.items():
+                command = [sys.executable, "-c", _START, str(folder), *arguments]
+                seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                if number:  # the first one fills the cache
+                    times[name].append(seconds)
+    return {name: round(statistics.median(values), 3) for name, values in times.items()}
+
+
+if __name__ == "__main__":
+    main()

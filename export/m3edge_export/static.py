@@ -1,0 +1,228 @@
+"""From the fused graph to static int8 in plain ONNX operators (QDQ): what OpenVINO runs at the chip's int8 rate.
+
+Activations have one scale for a whole tensor, found by calibration, where the dynamic form has one for each token:
+
+    x -> Mul (smoothing) -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(weight)) -> Add (bias)
+
+That needs more smoothing than the dynamic form: what GELU gives has a few channels a hundred times as large as the
+others, so it is smoothed too, and the product behind it has int8 weights of its own. All other weights, the embedding
+table and the heads are those of the dynamic form, and both graphs point to the same bytes.
+
+Attention is written out, for OpenVINO's own fusion to find; hidden states are [batch, sequence, width] throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from m3edge_export.fuse import layer_of, prune, replace_nodes
+from m3edge_export.quantize import Seen, quantize_columns, smoothing_factors
+from m3edge_export.weights import WeightReader, WeightWriter
+
+OPSET = 21  # what these operators need; TensorRT and older OpenVINO releases read it
+# SmoothQuant's alpha for what GELU gives. On mini: dense cosine .9970 unsmoothed, .9993 with .75, no better with .85;
+# with SmoothQuant's usual .5 the channels that weigh little suffer more than the outliers gain.
+_GELU_SMOOTHING = 0.85
+_MASKED = -10_000.0  # added to the scores of padding: its exponential is 0 in float32 and no nan can come of it
+
+
+def write_static(
+    fused: ModelProto,
+    reader: WeightReader,
+    dynamic: ModelProto,
+    dynamic_reader: WeightReader,
+    writer: WeightWriter,
+    statistics: Mapping[str, Seen],
+    *,
+    n_heads: int,
+) -> ModelProto:
+    """The static form of a fused graph.
+
+    fused, reader:           the float32 graph and its weights
+    dynamic, dynamic_reader: its int8 form and what `writer` has written for it, whose weights are taken where they fit
+    statistics:              each product's input -> what calibration saw
+    """
+    builder = _Builder(reader, dynamic, dynamic_reader, writer, statistics, n_heads)
+    for node in dynamic.graph.node:
+        if layer_of(node) is None:
+            builder.outside(node)
+    for node in fused.graph.node:
+        if layer_of(node) is not None:
+            builder.inside(node)
+    static = ModelProto(ir_version=10, producer_name=dynamic.producer_name)
+    static.opset_import.append(helper.make_opsetid("", OPSET))
+    static.graph.name = "static"
+    static.graph.input.extend(dynamic.graph.input)
+    static.graph.output.extend(dynamic.graph.output)
+    replace_nodes(static.graph, builder.nodes)
+    static.graph.initializer.extend(builder.tensors.values())
+    prune(static.graph)
+    return static
+
+
+class _Builder:
+    """Collects the static graph's nodes and weights."""
+
+    def __init__(
+        self,
+        reader: WeightReader,
+        dynamic: ModelProto,
+        dynamic_reader: WeightReader,
+        writer: WeightWriter,
+        statistics: Mapping[str, Seen],
+        n_heads: int,
+    ) -> None:
+        self.nodes: list[NodeProto] = []
+        self.tensors: dict[str, TensorProto] = {}
+        self._reader = reader
+        self._shared = {tensor.name: tensor for tensor in dynamic.graph.initializer}
+        self._shared_reader = dynamic_reader
+        self._writer = writer
+        self._statistics = statistics
+        self._n_heads = n_heads
+        self._same: dict[str, str] = {}  # what a left-out Reshape gave -> what it took
+        self._quantized: dict[str, str] = {}  # a product's input -> the same, through quantization
+        self._width = 0  # of the hidden states
+
+    def outside(self, node: NodeProto) -> None:
+        """What stands before and behind the layers is the dynamic form's."""
+        if _only_reshapes(node):
+            self._same[node.output[0]] = node.input[0]
+        else:
+            self._keep(node)
+
+    def inside(self, node: NodeProto) -> None:
+        """A node of an encoder layer."""
+        if _only_reshapes(node):
+            self._same[node.output[0]] = node.input[0]
+        elif node.op_type == "Gemm":
+            self._product(node)
+        elif node.op_type == "If":
+            self._attention(node.output[0])
+        else:
+            self._keep(node)
+
+    def _keep(self, node: NodeProto) -> None:
+        node = NodeProto.FromString(node.SerializeToString())
+        for position, name in enumerate(node.input):
+            node.input[position] = self._origin(name)
+            if name in self._shared or name in self._reader:
+                self._weight(name)
+        self.nodes.append(node)
+
+    def _origin(self, name: str) -> str:
+        while name in self._same:
+            name = self._same[name]
+        return name
+
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        inputs = [self._origin(name) for name in inputs]
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def _weight(self, name: str, values: np.ndarray | None = None) -> str:
+        """The weight of this name: the dynamic form's where it has one, else these values, else the fused graph's."""
+        if name not in self.tensors:
+            if name in self._shared:
+                self.tensors[name] = self._shared[name]
+            else:
+                self.tensors[name] = self._writer.tensor(name, self._reader[name] if values is None else values)
+        return name
+
+    def _product(self, node: NodeProto) -> None:
+        source, weight, output = node.input[0], node.input[1], node.output[0]
+        self._width = self._width or self._reader[weight].shape[0]  # the first product is a layer's query, key or value
+        smoothing = f"{source}/int8/smoothing"
+        inverse: np.ndarray | None = None
+        if source.endswith("/gelu"):
+            factors = self._gelu_factors(source, weight)
+            values, scale = quantize_columns(self._reader[weight] * factors[:, None])
+            parameters = self._weight(f"{weight}/static/int8", values), self._weight(f"{weight}/static/scale", scale)
+            inverse = 1 / factors
+        else:
+            parameters = self._weight(f"{weight}/int8"), self._weight(f"{weight}/scale")
+            values, scale = (self._shared_reader[name] for name in parameters)
+            if smoothing in self._shared:
+                inverse = self._shared_reader[smoothing]
+        rows = self._quantized_input(source, inverse)
+        # Named after the product, not the weight: of equal weights the tracer keeps one.
+        dequantized = self._node("DequantizeLinear", parameters, f"{output}/weight", axis=1)
+        if len(node.input) < 3:
+            self._node("MatMul", [rows, dequantized], output)
+            return
+        product = self._node("MatMul", [rows, dequantized], f"{output}/product")
+        # What rounding the weights adds to the output on average is taken out of the bias.
+        mean = self._statistics[source].mean
+        intended = mean @ self._reader[weight]
+        rounded = ((mean if inverse is None else mean * inverse) @ values) * scale
+        bias = (self._reader[node.input[2]] + intended - rounded).astype(np.float32)
+        self._node("Add", [product, self._weight(f"{output}/static/bias", bias)], output)
+
+    def _gelu_factors(self, source: str, weight: str) -> np.ndarray:
+        largest = np.abs(self._reader[weight]).max(axis=1)
+        return smoothing_factors(self._statistics[source].magnitude, largest, _GELU_SMOOTHING)
+
+    def _quantized_input(self, source: str, factors: np.ndarray | None) -> str:
+        """The input, times factors float32 [inputs], to bytes and back: the pair of operators that stands for int8."""
+        if source in self._quantized:
+            return self._quantized[source]
+        name, seen, rows = f"{source}/static", self._statistics[source], source
+        least, largest = seen.least, seen.largest
+        if factors is not None:
+            rows = self._node("Mul", [source, self._weight(f"{name}/smoothing", factors)], f"{name}/smooth")
+            least, largest = least * factors, largest * factors
+        scale, zero_point = byte_range(float(least.min()), float(largest.max()))
+        parameters = [
+            self._weight(f"{name}/scale", np.array(scale, np.float32)),
+            self._weight(f"{name}/zero_point", np.array(zero_point, np.uint8)),
+        ]
+        quantized = self._node("QuantizeLinear", [rows, *parameters], f"{name}/bytes")
+        self._quantized[source] = self._node("DequantizeLinear", [quantized, *parameters], name)
+        return self._quantized[source]
+
+    def _attention(self, output: str) -> None:
+        """softmax(q k^T / sqrt(width of a head) + mask) v, head by head; output: "<layer>/attention"."""
+        layer = output.removesuffix("/attention")
+        width = self._width
+        head_width = width // self._n_heads
+        split = self._weight("static/split", np.array([0, 0, self._n_heads, head_width], np.int64))
+        merge = self._weight("static/merge", np.array([0, 0, width], np.int64))
+        scale = self._weight("static/scale", np.array(head_width**-0.5, np.float32))
+        heads = []
+        for part, order in (("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])):
+            apart = self._node("Reshape", [f"{layer}/{part}", split], f"{layer}/{part}/split")
+            heads.append(self._node("Transpose", [apart], f"{layer}/{part}/heads", perm=order))
+        scores = self._node("MatMul", heads[:2], f"{output}/scores")
+        scores = self._node("Mul", [scores, scale], f"{output}/scaled")
+        scores = self._node("Add", [scores, self._mask()], f"{output}/masked")
+        shares = self._node("Softmax", [scores], f"{output}/shares", axis=-1)
+        context = self._node("MatMul", [shares, heads[2]], f"{output}/context")
+        context = self._node("Transpose", [context], f"{output}/context/heads", perm=[0, 2, 1, 3])
+        self._node("Reshape", [context, merge], output)
+
+    def _mask(self) -> str:
+        """What is added to the attention scores, float32 [batch, 1, 1, sequence]."""
+        name = "static/mask"
+        if "static/mask/axes" not in self.tensors:
+            axes = self._weight("static/mask/axes", np.array([1, 2], np.int64))
+            nothing = self._weight("static/mask/token", np.array(0, np.float32))
+            masked = self._weight("static/mask/padding", np.array(_MASKED, np.float32))
+            tokens = self._node("Cast", ["attention_mask"], f"{name}/tokens", to=TensorProto.BOOL)
+            self._node("Where", [self._node("Unsqueeze", [tokens, axes], f"{name}/keys"), nothing, masked], name)
+        return name
+
+
+def byte_range(least: float, largest: float) -> tuple[float, int]:
+    """scale and zero point of unsigned bytes that reach from `least` to `largest` and hold 0.0 exactly."""
+    least, largest = min(least, 0.0), max(largest, 0.0)
+    scale = float(np.float32(max(largest - least, 1e-12) / 255))
+    return scale, round(-least / scale)
+
+
+def _only_reshapes(node: NodeProto) -> bool:
+    """Whether a node of the fused graph goes between [batch, sequence, width] and rows [tokens, width]."""
+    return node.op_type == "Reshape" and node.input[1].startswith("fused/")

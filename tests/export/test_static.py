@@ -1,0 +1,117 @@
+"""The static int8 graph: plain operators, near the fp32 graph on OpenVINO, and no weight stored twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+import onnx
+from m3edge_export import verify
+from m3edge_export.errors import ParityError
+from m3edge_export.export import export_onnx
+from m3edge_export.static import byte_range
+
+from m3edge.model_folder import GRAPH, STATIC_GRAPH
+from m3edge.session import open_session
+
+
+def graphs(folder: Path) -> tuple[onnx.GraphProto, onnx.GraphProto]:
+    """The dynamic and the static graph."""
+    dynamic, static = (onnx.load(folder / name, load_external_data=False).graph for name in (GRAPH, STATIC_GRAPH))
+    return dynamic, static
+
+
+def places(graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
+    """Where each large weight lies in the file: offset and length."""
+    found = {}
+    for tensor in graph.initializer:
+        if tensor.external_data:
+            entry = {item.key: item.value for item in tensor.external_data}
+            found[tensor.name] = int(entry["offset"]), int(entry["length"])
+    return found
+
+
+@given(st.floats(-100, 100), st.floats(-100, 100))
+def test_bytes_reach_over_the_whole_range_and_hold_zero_exactly(least, largest):
+    least, largest = min(least, largest), max(largest, least)
+    scale, zero_point = byte_range(least, largest)
+    assert 0 <= zero_point <= 255
+    for value in (least, largest, 0.0):
+        byte = np.clip(np.rint(value / scale) + zero_point, 0, 255)
+        assert abs((byte - zero_point) * scale - value) <= scale * 1.001
+    assert (np.rint(0.0 / scale) + zero_point - zero_point) * scale == 0
+
+
+def test_the_static_graph_has_plain_operators_only(mini_int8: Path) -> None:
+    model = onnx.load(mini_int8 / STATIC_GRAPH, load_external_data=False)
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 21)]
+    kinds = {node.op_type for node in model.graph.node}
+    assert "If" not in kinds
+    assert all(not node.domain for node in model.graph.node)
+
+
+def test_every_product_of_the_layers_takes_bytes(mini_int8: Path) -> None:
+    _, static = graphs(mini_int8)
+    producers = {node.output[0]: node.op_type for node in static.node}
+    products = [node for node in static.node if node.op_type == "MatMul" and node.name.endswith("/product")]
+    assert len(products) == 72 - products_without_bias(static)
+    assert {tuple(producers[name] for name in node.input) for node in products} == {
+        ("DequantizeLinear", "DequantizeLinear")
+    }
+
+
+def products_without_bias(static: onnx.GraphProto) -> int:
+    return sum(node.op_type == "MatMul" and node.name.endswith("attention/self/key") for node in static.node)
+
+
+def test_both_graphs_share_their_weights_but_for_one_product_a_layer(mini_int8: Path) -> None:
+    dynamic, static = map(places, graphs(mini_int8))
+    both = set(dynamic) & set(static)
+    assert all(dynamic[name] == static[name] for name in both)
+    assert sum(static[name][1] for name in both) > 0.9 * sum(length for _, length in dynamic.values())
+    own = {name: length for name, (_, length) in static.items() if name not in dynamic and length > 100_000}
+    assert set(own.values()) == {1536 * 384}
+    assert len(own) == 12
+
+
+def test_no_two_weights_overlap(mini_int8: Path) -> None:
+    dynamic, static = map(places, graphs(mini_int8))
+    taken = sorted({**dynamic, **static}.values())
+    assert all(offset + length <= following for (offset, length), (following, _) in itertools.pairwise(taken))
+    assert sum(taken[-1]) == (mini_int8 / "model.onnx_data").stat().st_size
+
+
+def test_parity_on_openvino_is_part_of_the_report(mini_int8: Path) -> None:
+    pytest.importorskip("openvino", reason="the export leaves this part out without it")
+    report = json.loads((mini_int8 / "parity.json").read_text())
+    assert [case["case"] for case in report["openvino"]["cases"]] == [case["case"] for case in report["cases"]]
+    assert report["openvino"]["worst"]["min_cosine"] >= report["tolerance"]["cosine"]
+
+
+def test_an_xlm_roberta_has_a_static_graph_too(tiny_source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="nothing else here runs the static graph fast enough")
+    export_onnx(tiny_source, tmp_path / "tiny", precision="int8")
+    ids = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]])
+    mask = np.where(ids == 1, 0, 1)
+    outputs = ["dense_vecs", "token_weights", "colbert_vecs"]
+    dynamic, static = (open_session(tmp_path / "tiny", name).run(ids, mask, outputs) for name in ("cpu", "openvino"))
+    assert (dynamic[0] * static[0]).sum(axis=1).min() > 0.98
+    assert not static[1][mask == 0].any()
+    assert not static[2][mask == 0].any()
+
+
+def test_a_static_graph_that_computes_something_else_is_no_export(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="without it nothing compares the static graph")
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(np.inf, 1.1))
+    with pytest.raises(ParityError, match="graph's vectors differ"):
+        export_onnx(tiny_source, tmp_path / "tiny", precision="int8")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,227 @@
+"""OpenVINO as the engine: what the encoder gives, what it says of itself, and everything that can be missing or broken.
+
+On the real mini model's static int8 graph, beside onnxruntime on its fp32 graph.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3edge import Embeddings, Encoder, FormatError, ProviderError, openvino_engine, session
+from m3edge.model_folder import STATIC_GRAPH, write_manifest
+from m3edge.session import PROVIDERS, open_session
+
+TEXTS = [
+    "How do I compress a file?",
+    "",
+    "压缩文件的方法",
+    "كيف أضغط ملفا",
+    "x",
+    "The quick brown fox jumps over the lazy dog. " * 20,
+    "Сжатие файлов",
+    "naïve café ﬁle Ⅷ",
+]
+
+openvino = pytest.importorskip("openvino", reason="the engine under test is not installed")
+has_vnni = pytest.mark.skipif(not session.multiplies_bytes(), reason="`auto` takes OpenVINO on x86 with VNNI only")
+
+
+@pytest.fixture(scope="module")
+def openvino_encoder(mini_int8: Path) -> Encoder:
+    return Encoder.load(mini_int8, "openvino")
+
+
+@pytest.fixture(scope="module")
+def together(openvino_encoder: Encoder) -> Embeddings:
+    return openvino_encoder.encode_passages(TEXTS)
+
+
+def assert_same(left: Embeddings, right: Embeddings, cosine: float = 0.99999) -> None:
+    assert (left.dense * right.dense).sum(axis=-1).min() >= cosine
+    assert (left.tokens.vectors * right.tokens.vectors).sum(axis=1).min() >= cosine
+    assert left.sparse.ids.tolist() == right.sparse.ids.tolist()
+    np.testing.assert_allclose(left.sparse.weights, right.sparse.weights, atol=1e-3)
+
+
+def test_the_encoder_says_that_openvino_runs(openvino_encoder):
+    assert openvino_encoder.provider == "openvino"
+    assert "openvino" in PROVIDERS
+
+
+def test_vectors_are_near_those_of_fp32(encoder, together):
+    reference = encoder.encode_passages(TEXTS)
+    dense = (reference.dense * together.dense).sum(axis=1)
+    tokens = (reference.tokens.vectors * together.tokens.vectors).sum(axis=1)
+    assert dense.mean() >= 0.998
+    assert dense.min() >= 0.995
+    assert tokens.mean() >= 0.995
+    assert reference.sparse.ids.tolist() == together.sparse.ids.tolist()
+
+
+@pytest.mark.parametrize("i", range(len(TEXTS)))
+def test_a_text_does_not_depend_on_what_else_is_in_its_batch(openvino_encoder, together, i):
+    assert_same(together[i], openvino_encoder.encode_passages(TEXTS[i]))
+    crowd = openvino_encoder.encode_passages(TEXTS, batch_tokens=100_000)
+    assert_same(together[i], crowd[i])
+
+
+def test_several_threads_get_what_one_gets(openvino_encoder, together):
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: openvino_encoder.encode_passages(TEXTS), range(8)):
+            assert_same(together, result)
+
+
+def test_results_stay_when_the_next_run_has_come(openvino_encoder):
+    first = openvino_encoder.session.run(*batch(5, seed=0), ["dense_vecs"])[0]
+    kept = first.copy()
+    openvino_encoder.session.run(*batch(5, seed=1), ["dense_vecs"])
+    np.testing.assert_array_equal(first, kept)
+
+
+def batch(n_tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(4, 200_000, (2, n_tokens))
+    return ids, np.ones_like(ids)
+
+
+@has_vnni
+def test_auto_takes_openvino_for_an_int8_folder_and_onnxruntime_for_fp32(mini_int8, mini_fp32):
+    assert open_session(mini_int8).provider == "openvino"
+    assert open_session(mini_fp32).provider == "cpu"
+
+
+@has_vnni
+def test_auto_falls_back_with_a_warning_that_says_why(mini_int8, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_OLDEST", (9999, 1))
+    with pytest.warns(RuntimeWarning, match="too old, m3edge needs 9999.1.*trying the next provider"):
+        fallen_back = Encoder.load(mini_int8)
+    assert fallen_back.provider == "cpu"
+
+
+def test_auto_leaves_openvino_alone_on_a_cpu_where_it_was_not_measured_to_gain(mini_int8, monkeypatch):
+    monkeypatch.setattr(session, "multiplies_bytes", lambda: False)
+    assert open_session(mini_int8).provider == "cpu"
+
+
+def test_a_missing_openvino_names_the_pip_command(mini_int8, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"pip install 'm3edge\[openvino\]'"):
+        Encoder.load(mini_int8, "openvino")
+
+
+def test_an_openvino_that_is_too_old_is_named(mini_int8, monkeypatch):
+    monkeypatch.setattr(openvino, "__version__", "2023.3.0-1-releases/2023/3")
+    with pytest.raises(ProviderError, match=r"OpenVINO 2023\.3\.0.* is too old, m3edge needs 2026\.4"):
+        Encoder.load(mini_int8, "openvino")
+
+
+def test_a_device_that_is_not_here_is_named_with_those_that_are(mini_int8):
+    with pytest.raises(ProviderError, match=r"finds no device 'NPU' here, only \['CPU'"):
+        Encoder.load(mini_int8, "openvino:NPU")
+
+
+@pytest.mark.parametrize("provider", ["openvino:", "cpu:0", "cuda:1"])
+def test_only_openvino_takes_a_device(mini_int8, provider):
+    with pytest.raises(ValueError, match="or 'openvino:' and a device, got"):
+        Encoder.load(mini_int8, provider)
+
+
+def test_a_folder_without_a_static_graph_is_refused(mini_fp32):
+    with pytest.raises(FormatError, match="has no model.static.onnx, which OpenVINO needs"):
+        Encoder.load(mini_fp32, "openvino", verify=False)
+
+
+@pytest.fixture
+def copied(mini_int8: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to spoil."""
+    return Path(shutil.copytree(mini_int8, tmp_path / "model"))
+
+
+def test_a_static_graph_that_is_none_is_a_damaged_folder(copied):
+    (copied / STATIC_GRAPH).write_bytes(b"no graph at all")
+    with pytest.raises(FormatError, match="altered|has 15 bytes"):
+        Encoder.load(copied, "openvino")
+    with pytest.raises(FormatError, match="OpenVINO cannot read it"):
+        open_session(copied, "openvino")
+
+
+def test_onnxruntime_is_not_needed(mini_int8):
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from m3edge import Encoder\n"
+        "print(Encoder.load(sys.argv[1], 'openvino').encode('x').dense.shape)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(mini_int8)], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "(1, 384)"
+
+
+# The cache of compiled models.
+
+
+def load_quietly(folder: Path, cache: Path) -> Encoder:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return Encoder.load(folder, "openvino", verify=False, cache=cache)
+
+
+@pytest.fixture
+def cached(mini_int8: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A cache folder and the one model in it."""
+    cache = tmp_path / "new" / "cache"
+    load_quietly(mini_int8, cache)
+    (blob,) = cache.iterdir()
+    return cache, blob
+
+
+def test_a_cached_model_gives_the_same_and_is_not_written_again(mini_int8, cached, together):
+    cache, blob = cached
+    before = blob.stat().st_mtime_ns
+    assert_same(load_quietly(mini_int8, cache).encode_passages(TEXTS), together)
+    assert blob.stat().st_mtime_ns == before
+    assert list(cache.iterdir()) == [blob]
+
+
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "empty", "of another format"])
+def test_a_damaged_cache_is_rebuilt(mini_int8, cached, together, damage):
+    cache, blob = cached
+    whole = blob.read_bytes()
+    middle = len(whole) // 2
+    blob.write_bytes({
+        "a byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "truncated": whole[:middle],
+        "empty": b"",
+        "of another format": b"<xml>",
+    }[damage])  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="damaged; compiling the model again"):
+        rebuilt = Encoder.load(mini_int8, "openvino", verify=False, cache=cache)
+    assert_same(rebuilt.encode_passages(TEXTS[:3]), together[:3])
+    assert_same(load_quietly(mini_int8, cache).encode_passages(TEXTS[:3]), together[:3])
+
+
+def test_another_model_in_the_same_folder_is_not_taken_from_the_cache(copied, cached):
+    cache, _ = cached
+    info = Encoder.load(copied, "cpu").info
+    (copied / "note.txt").write_text("a file that the first folder has not")
+    write_manifest(copied, info)
+    load_quietly(copied, cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_another_number_of_threads_is_another_compiled_model(mini_int8, cached):
+    cache, _ = cached
+    Encoder.load(mini_int8, "openvino", verify=False, cache=cache, n_threads=7)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(mini_int8, tmp_path, together):
+    (tmp_path / "file").write_text("where a folder should be")
+    with pytest.warns(RuntimeWarning, match="cannot keep the compiled model"):
+        encoder = Encoder.load(mini_int8, "openvino", verify=False, cache=tmp_path / "file")
+    assert_same(encoder.encode_passages(TEXTS[:3]), together[:3])
