@@ -160,10 +160,10 @@ def _read_cache(core: Any, path: Path, device: str, properties: dict[str, Any]) 
 
 
 def _write_cache(path: Path, compiled: Any) -> None:
-    body = compiled.export_model()
+    body = compiled.export_model().getbuffer()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _MAGIC + _checksum(body) + body)
+        write_atomically(path, b"".join([_MAGIC, _checksum(body), body]))
     except OSError as error:
         warnings.warn(f"{path.parent}: cannot keep the compiled model ({error})", RuntimeWarning, stacklevel=5)
 

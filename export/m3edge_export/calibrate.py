@@ -53,7 +53,8 @@ def calibrate(
     prefixes: Sequence[str],
     max_length: int,
 ) -> Statistics:
-    """Run the texts, with each of the model's prefixes in turn, through a fused graph and look at some of its tensors.
+    """Run the texts, with each of the model's prefixes and with none in turn, through a fused graph and look at some of
+    its tensors.
 
     folder: where the graph's weights lie
     names:  the tensors, float32 [tokens, width]
@@ -70,6 +71,7 @@ def calibrate(
         statistics: dict[str, Seen] = {}
         n_tokens = 0
         texts = [*texts, *_short_texts(texts)]
+        prefixes = list(dict.fromkeys([*prefixes, ""]))
         with progress_bar(len(texts), "text", "calibrating", None) as bar:
             for number, text in enumerate(texts):
                 prefixed = prefixes[number % len(prefixes)] + text

@@ -58,6 +58,8 @@ TOLERANCES = {
     "int8": Tolerance(np.inf, 0.98),
     "int4": Tolerance(np.inf, 0.5),
 }
+# The static graph's: a single token beyond what calibration saw is cut off, and may come out as far off as this.
+_STATIC_TOLERANCE = Tolerance(np.inf, 0.9)
 
 Outputs = dict[str, np.ndarray]  # output's name -> its values for a batch
 
@@ -111,8 +113,8 @@ def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[st
     report = {**parity_report(measured["cpu"], precision), **notes}
     report |= {provider: _figures(measured[provider]) for provider in providers[1:]}
     write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
-    for differences in measured.values():
-        _require(differences, precision)
+    for provider, differences in measured.items():
+        _require(differences, precision, TOLERANCES[precision] if provider == "cpu" else _STATIC_TOLERANCE)
     headline: dict[str, float] = report["worst"]
     return headline
 
@@ -124,8 +126,7 @@ def _measure(session: Session, reference: Reference) -> list[Differences]:
     ]
 
 
-def _require(measured: Sequence[Differences], precision: str) -> None:
-    tolerance = TOLERANCES[precision]
+def _require(measured: Sequence[Differences], precision: str, tolerance: Tolerance) -> None:
     worst = max(measured, key=lambda item: _largest(item.max_abs))
     if not _largest(worst.max_abs) <= tolerance.max_abs:  # also when it is not a number
         name = max(worst.max_abs, key=lambda key: worst.max_abs[key])

@@ -106,7 +106,7 @@ def test_auto_falls_back_with_a_warning_that_says_why(mini_int8, monkeypatch):
 
 
 def test_auto_leaves_openvino_alone_on_a_cpu_where_it_was_not_measured_to_gain(mini_int8, monkeypatch):
-    monkeypatch.setattr(session, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(session, "_openvino_gains", lambda folder: False)
     assert open_session(mini_int8).provider == "cpu"
 
 
