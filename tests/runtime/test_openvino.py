@@ -171,11 +171,18 @@ def load_quietly(folder: Path, cache: Path) -> Encoder:
         return Encoder.load(folder, "openvino", verify=False, cache=cache)
 
 
-@pytest.fixture
-def cached(mini_int8: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A cache folder and the one model in it."""
-    cache = tmp_path / "new" / "cache"
+@pytest.fixture(scope="module")
+def written_cache(mini_int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that was not there before."""
+    cache = tmp_path_factory.mktemp("openvino") / "new" / "cache"
     load_quietly(mini_int8, cache)
+    return cache
+
+
+@pytest.fixture
+def cached(written_cache: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A cache folder of one's own and the one model in it."""
+    cache = Path(shutil.copytree(written_cache, tmp_path / "cache"))
     (blob,) = cache.iterdir()
     return cache, blob
 
@@ -188,7 +195,7 @@ def test_a_cached_model_gives_the_same_and_is_not_written_again(mini_int8, cache
     assert list(cache.iterdir()) == [blob]
 
 
-@pytest.mark.parametrize("damage", ["a byte", "truncated", "empty", "of another format"])
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "of another format"])
 def test_a_damaged_cache_is_rebuilt(mini_int8, cached, together, damage):
     cache, blob = cached
     whole = blob.read_bytes()
@@ -196,7 +203,6 @@ def test_a_damaged_cache_is_rebuilt(mini_int8, cached, together, damage):
     blob.write_bytes({
         "a byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
         "truncated": whole[:middle],
-        "empty": b"",
         "of another format": b"<xml>",
     }[damage])  # fmt: skip
     with pytest.warns(RuntimeWarning, match="damaged; compiling the model again"):

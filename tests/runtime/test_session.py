@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 
 from m3edge import session
-from m3edge.session import available_cpus, products_saturate, session_options
+from m3edge.session import available_cpus, multiplies_bytes, products_saturate, session_options
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,13 @@ def test_only_x86_without_vnni_saturates(tmp_path, machine, flags, saturates):
 
 def test_an_x86_that_says_nothing_of_itself_is_taken_to_saturate(tmp_path):
     assert products_saturate("x86_64", tmp_path / "nothing")
+    assert not multiplies_bytes("x86_64", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("machine", "gains"), [("x86_64", True), ("aarch64", False)])
+def test_only_an_x86_with_vnni_is_known_to_gain_from_openvino(tmp_path, machine, gains):
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512_vnni\n")
+    assert multiplies_bytes(machine, tmp_path / "cpuinfo") is gains
 
 
 @pytest.mark.parametrize("saturates", [True, False])
