@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cpu,export,train,mini,eval,dev
 NATIVE := $(wildcard native/*)
-KERNEL_TESTS := tests/runtime/test_maxsim.py tests/runtime/test_postings.py
+KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py maxsim.py postings.py)
 
 .PHONY: install demo test soak sanitize lint clean
 

@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--token-codec", choices=CODECS, default="int8", help=f"how a new index keeps token vectors; {_DEFAULT}"
     )
+    index.add_argument(
+        "--token-pooling",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help=f"a new index merges a passage's token vectors into a half or a third as many; {_DEFAULT}",
+    )
     _add_session_options(index)
     index.set_defaults(run=_index)
 
@@ -89,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=LEXICAL,
         default="m3",
         help=f"how the sparse part scores: learned, also rare, BM25; {_DEFAULT}",
+    )
+    search.add_argument(
+        "--filter",
+        type=_json,
+        metavar="JSON",
+        help="""what metadata must fulfil, such as '{"year": {"$gte": 2020}}'; see m3edge/index/filters.py""",
     )
     search.add_argument("--explain", action="store_true", help="say which tokens made each hit score")
     search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -137,6 +150,13 @@ def _weights(value: str) -> str | list[float]:
     return numbers
 
 
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {value!r} ({error})") from error
+
+
 def _load(options: argparse.Namespace, model: Path) -> Encoder:
     return Encoder.load(model, options.provider, n_threads=options.threads)
 
@@ -171,7 +191,7 @@ def _index(options: argparse.Namespace) -> None:
     encoder = _load(options, options.model)
     is_new = not options.index.exists() or not any(options.index.iterdir())
     index = (
-        Index.create(options.index, encoder, token_codec=options.token_codec)
+        Index.create(options.index, encoder, token_codec=options.token_codec, token_pooling=options.token_pooling)
         if is_new
         else Index.open(options.index, encoder, progress=None)
     )
@@ -251,7 +271,12 @@ def _search(options: argparse.Namespace) -> None:
     encoder = _load(options, folder)
     with Index.open(options.index, encoder, progress=None) as index:
         hits = index.search(
-            options.query, options.k, weights=options.weights, lexical=options.lexical, explain=options.explain
+            options.query,
+            options.k,
+            weights=options.weights,
+            filter=options.filter,
+            lexical=options.lexical,
+            explain=options.explain,
         )
     if options.json:
         print(json.dumps({"query": options.query, "hits": [_as_json(hit) for hit in hits]}, ensure_ascii=False))
@@ -345,6 +370,7 @@ def _describe_index(folder: Path) -> dict[str, Any]:
             "kind": "index",
             "documents": len(index),
             "model": index.model,
+            "dense": index.dense_mode,
             "token_codec": index.token_codec,
             "token_pooling": index.token_pooling,
             "model_folder": index.note("model_folder"),

@@ -2,8 +2,9 @@
 
 index.sqlite   the truth: documents, metadata, dense vectors, sparse rows, what was deleted
 tokens.i8      the token vectors; the ending names the codec
-dense.hnsw     derived: the dense graph       } each with a stamp beside it; made again from the truth
-postings.npz   derived: the posting arrays    } when older or damaged
+dense.npy      derived: the dense vectors     } each with a stamp beside it; made again from the truth
+dense.hnsw     derived: a graph over them     } when older or damaged
+postings.npz   derived: the posting arrays    }
 """
 
 from __future__ import annotations
@@ -13,29 +14,36 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from m3edge.embeddings import Embeddings
+import numpy as np
+
+from m3edge.embeddings import Embeddings, TokenRows, offsets_of
 from m3edge.encoder import Encoder
 from m3edge.errors import CancelledError, FormatError, ModelMismatchError
 from m3edge.files import new_folder
-from m3edge.index.dense import HnswConfig
+from m3edge.index.dense import MODES
 from m3edge.index.explain import Explanation, explain
+from m3edge.index.filters import Condition, parse_filter
+from m3edge.index.graph import HnswConfig
 from m3edge.index.pooling import pool_tokens
-from m3edge.index.search import Ranking, needed_heads, search
+from m3edge.index.search import Ranking, SearchOptions, needed_heads, search
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.state import SearchState
 from m3edge.index.store import Document, Store, damaged
 from m3edge.index.tokens import CODECS, TokenStore
 from m3edge.model_folder import PRESETS
 from m3edge.progress import progress_bar
-from m3edge.scoring import Weights, resolve_weights
+from m3edge.scoring import Weights, maxsim, resolve_weights
 
 _ADD_BLOCK = 256  # documents encoded and written together: bounds an add's memory
+_SEARCH_BLOCK = 256  # queries encoded and searched together
 _MODEL_KEYS = ("name", "fingerprint", "precision", "dense_dim", "token_dim")
 
 
@@ -79,7 +87,9 @@ class Index:
         n_threads = encoder.session.n_threads if encoder is not None else 1
         self._n_threads = n_threads
         config = HnswConfig(**store.meta("hnsw"))
-        self._state = SearchState.load(folder, store, self._model["dense_dim"], config, n_threads)
+        self.dense_mode: str = store.meta("dense", "hnsw")  # of older indexes, which all had a graph
+        dim = self._model["dense_dim"]
+        self._state = SearchState.load(folder, store, dim, config, n_threads, self.dense_mode)
         self._saved_generation = self._state.stamp.generation
         self._state_lock = threading.Lock()
 
@@ -89,25 +99,34 @@ class Index:
         folder: Path | str,
         encoder: Encoder,
         *,
+        dense: str = "auto",
         hnsw: HnswConfig | None = None,
         token_codec: str = "int8",
         token_pooling: int = 1,
     ) -> Index:
         """Make an empty index for this encoder's model.
 
-        token_codec:   how token vectors are stored: "int8" (a byte a dimension), "fp16" (two), "int4" (a half) or
-            "binary" (an eighth: signs only)
+        dense:         how the nearest dense vectors are found: "exact" (all are scanned: nothing to build, nothing
+            missed), "hnsw" (a graph, built as documents are added) or "auto", exact until a scan takes some 2 ms
+        hnsw:          how the graph is built and searched
+        token_codec:   how token vectors are stored: "int8" (a byte a dimension), "fp16" (two), "int4" (a half),
+            "binary" (an eighth: signs only) or "none": a search encodes its candidates' texts anew, which takes as
+            long as adding them did
         token_pooling: 2 or 3 merge a passage's token vectors into a half or a third as many; 1 keeps them all
         Raises FileExistsError when the folder is there and not empty.
         """
+        if dense not in MODES:
+            raise ValueError(f"dense must be one of {', '.join(MODES)}, got {dense!r}")
         if token_codec not in CODECS:
             raise ValueError(f"token_codec must be one of {', '.join(CODECS)}, got {token_codec!r}")
         if token_pooling not in (1, 2, 3):
             raise ValueError(f"token_pooling must be 1, 2 or 3, got {token_pooling!r}")
+        if token_codec == "none" and token_pooling != 1:
+            raise ValueError(f"token_pooling must be 1 when token_codec is 'none', got {token_pooling!r}")
         folder = Path(folder)
         model = {key: getattr(encoder.info, key) for key in _MODEL_KEYS}
         with new_folder(folder) as staging:
-            settings = {"token_codec": token_codec, "token_pooling": token_pooling}
+            settings = {"dense": dense, "token_codec": token_codec, "token_pooling": token_pooling}
             Store.create(staging, {"model": model, "hnsw": asdict(hnsw or HnswConfig()), **settings})
         return cls.open(folder, encoder)
 
@@ -239,36 +258,124 @@ class Index:
         k: int = 10,
         *,
         weights: str | Sequence[float] = "general",
+        filter: Mapping[str, Any] | None = None,
         candidates: int = 100,
         lexical: str = "m3",
         explain: bool = False,
     ) -> list[Hit]:
-        """The k best documents, best first; fewer when the index holds fewer.
+        """The k best documents, best first; fewer when the index holds fewer, or fewer pass the filter.
 
         query:      a text, or the embeddings of one text (n = 1) made with `encode_queries`
         weights:    of the dense, sparse and token scores: a preset's name ("general", "long", "flagembedding") or three
             numbers; a part with weight 0 is not computed
+        filter:     what a document's metadata must fulfil, such as {"lang": "de", "year": {"$gte": 2020}}; `filters.py`
+            says all that can be written
         candidates: documents the dense and the sparse part each put forward to be scored by all parts
         lexical:    how the sparse part scores, nothing encoded anew: "m3", the paper's way; "m3-idf", a query's weights
             times how rare their tokens are in this index; "bm25", no learned weights at all
         explain:    add to each hit which tokens made it score; needs a text
         """
+        options = self._options(k, weights, filter, candidates, lexical)
+        if explain and not isinstance(query, str):
+            raise ValueError("explain needs the query as a text, got Embeddings")
+        embeddings = self._embed(query, options.weights, explain)
+        with self._state_lock:
+            allowed = self._allowed(options.condition)
+            ranking = search(self._state, self._score_tokens, embeddings, options, allowed, self._n_threads)
+            (hits,) = self._hits([ranking])
+        if explain:
+            assert isinstance(query, str)
+            hits = [hit._replace(explanation=self._explain(query, embeddings, hit, lexical)) for hit in hits]
+        return hits
+
+    def search_batch(
+        self,
+        queries: Sequence[str] | Embeddings,
+        k: int = 10,
+        *,
+        weights: str | Sequence[float] = "general",
+        filter: Mapping[str, Any] | None = None,
+        candidates: int = 100,
+        lexical: str = "m3",
+        progress: bool | None = False,
+        cancel: threading.Event | None = None,
+    ) -> list[list[Hit]]:
+        """What `search` finds for each of many queries: encoded in batches, then searched on all threads.
+
+        queries: texts, or the embeddings of several made with `encode_queries`; the others are as for `search`
+        Raises CancelledError when `cancel` was set.
+        """
+        options = self._options(k, weights, filter, candidates, lexical)
+        if isinstance(queries, str):
+            raise TypeError("queries must be several texts, got one string; put it in a list")
+        hits: list[list[Hit]] = []
+        with (
+            progress_bar(len(queries), "query", "searching", progress) as bar,
+            ThreadPoolExecutor(self._n_threads) as threads,
+        ):
+            for start in range(0, len(queries), _SEARCH_BLOCK):
+                if cancel is not None and cancel.is_set():
+                    raise CancelledError(f"searching was cancelled after {start} of {len(queries)} queries")
+                embeddings = self._embed_block(queries[start : start + _SEARCH_BLOCK], options.weights, cancel)
+                with self._state_lock:
+                    one = partial(
+                        search,
+                        self._state,
+                        self._score_tokens,
+                        options=options,
+                        allowed=self._allowed(options.condition),
+                        n_threads=1,
+                    )
+                    hits += self._hits(list(threads.map(one, (embeddings[i] for i in range(len(embeddings))))))
+                bar.update(len(embeddings))
+        return hits
+
+    def _options(
+        self,
+        k: int,
+        weights: str | Sequence[float],
+        filter: Mapping[str, Any] | None,
+        candidates: int,
+        lexical: str,
+    ) -> SearchOptions:
         _check_count("k", k)
         _check_count("candidates", candidates)
         presets = self.encoder.info.presets if self.encoder is not None else PRESETS
         resolved = resolve_weights(weights, presets)
         if lexical not in LEXICAL:
             raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
-        if explain and not isinstance(query, str):
-            raise ValueError("explain needs the query as a text, got Embeddings")
-        embeddings = self._embed(query, resolved, explain)
-        with self._state_lock:
-            ranking = search(self._state, self._tokens, embeddings, k, resolved, candidates, lexical, self._n_threads)
-            hits = self._hits(ranking)
-        if explain:
-            assert isinstance(query, str)
-            hits = [hit._replace(explanation=self._explain(query, embeddings, hit, lexical)) for hit in hits]
-        return hits
+        if resolved.tokens > 0 and self.token_codec == "none" and self.encoder is None:
+            raise ValueError(
+                "this index keeps no token vectors (token_codec='none'): open it with its encoder, which makes them "
+                "anew, or search with a third weight of 0"
+            )
+        condition = None if filter is None else parse_filter(filter)
+        return SearchOptions(k=k, weights=resolved, candidates=candidates, lexical=lexical, condition=condition)
+
+    def _allowed(self, condition: Condition | None) -> np.ndarray | None:
+        if condition is None:
+            return None
+        return self._state.columns.passing(condition, self._state.rows, self._store.metadata)
+
+    def _score_tokens(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
+        state = self._state
+        if self.token_codec != "none":
+            return self._tokens.scores(query, state.token_starts[positions], state.token_counts[positions], n_threads)
+        rows = state.rows[positions].tolist()
+        documents = self._store.documents(rows)
+        texts = [documents[row].text if row in documents else "" for row in rows]  # gone: no hit either
+        passages = self._need_encoder("score tokens").encode_passages(texts, heads=("tokens",))
+        assert passages.tokens is not None
+        return maxsim(query, passages.tokens)
+
+    def _embed_block(
+        self, queries: Sequence[str] | Embeddings, weights: Weights, cancel: threading.Event | None
+    ) -> Embeddings:
+        if isinstance(queries, Embeddings):
+            return self._checked_embeddings(queries, needed_heads(weights), weights)
+        return self._need_encoder("search for texts").encode_queries(
+            queries, heads=needed_heads(weights), cancel=cancel
+        )
 
     def _embed(self, query: str | Embeddings, weights: Weights, explain: bool) -> Embeddings:
         heads = ("dense", "sparse", "tokens") if explain else needed_heads(weights)
@@ -278,6 +385,9 @@ class Index:
             raise TypeError(f"query must be a string or Embeddings, got {type(query).__name__}")
         if len(query) != 1:
             raise ValueError(f"query must be the embeddings of one text, got {len(query)}")
+        return self._checked_embeddings(query, heads, weights)
+
+    def _checked_embeddings(self, query: Embeddings, heads: Sequence[str], weights: Weights) -> Embeddings:
         missing = [head for head in heads if getattr(query, head) is None]
         if missing:
             raise ValueError(f"query has no {' and no '.join(missing)} part, which weights {tuple(weights)} need")
@@ -289,17 +399,10 @@ class Index:
                 raise ModelMismatchError(f"query's {head} vectors are {vectors.shape[1]} wide, the index's {dim}")
         return query
 
-    def _hits(self, ranking: Ranking) -> list[Hit]:
-        documents = self._store.documents(ranking.rows.tolist())
-        hits = []
-        for i, row in enumerate(ranking.rows.tolist()):
-            if row in documents:  # gone when another process deleted it and this one has not refreshed
-                document = documents[row]
-                parts = (None if part is None else float(part[i]) for part in ranking[2:])
-                hits.append(
-                    Hit(document.id, float(ranking.scores[i]), document.text, document.metadata, PartScores(*parts))
-                )
-        return hits
+    def _hits(self, rankings: list[Ranking]) -> list[list[Hit]]:
+        rows = np.concatenate([ranking.rows for ranking in rankings])
+        documents = self._store.documents(np.unique(rows).tolist())
+        return [list(_hits_of(ranking, documents)) for ranking in rankings]
 
     def _explain(self, query: str, embeddings: Embeddings, hit: Hit, lexical: str) -> Explanation:
         encoder = self._need_encoder("explain a hit")
@@ -326,6 +429,7 @@ class Index:
         cancel: threading.Event | None,
     ) -> AddReport:
         encoder = self._need_encoder("add documents")
+        heads = ("dense", "sparse") if self.token_codec == "none" else ("dense", "sparse", "tokens")
         total = len(documents) if isinstance(documents, Sequence) else None
         seen: set[str] = set()
         truncated: list[str] = []
@@ -342,11 +446,11 @@ class Index:
                     self._store.delete(ids)
                 elif known := self._store.existing(ids):
                     raise ValueError(f"documents: id {known[0]!r} is already in the index; use upsert to replace it")
-                embeddings = encoder.encode_passages([document.text for document in block], cancel=cancel)
+                texts = [document.text for document in block]
+                embeddings = encoder.encode_passages(texts, heads=heads, cancel=cancel)
                 assert embeddings.dense is not None
                 assert embeddings.sparse is not None
-                assert embeddings.tokens is not None
-                tokens = pool_tokens(embeddings.tokens, self.token_pooling)
+                tokens = pool_tokens(embeddings.tokens or self._no_tokens(len(block)), self.token_pooling)
                 start = self._store.token_rows
                 checksum = self._tokens.write(start, tokens.vectors)
                 self._store.insert_token_block(start, len(tokens.vectors), checksum)
@@ -357,10 +461,21 @@ class Index:
         self.refresh(progress=progress)
         return AddReport(len(seen), tuple(truncated))
 
+    def _no_tokens(self, n: int) -> TokenRows:
+        return TokenRows(np.empty((0, self._model["token_dim"]), np.float32), offsets_of([0] * n))
+
     def _need_encoder(self, purpose: str) -> Encoder:
         if self.encoder is None:
             raise ValueError(f"to {purpose}, open the index with its encoder: Index.open(folder, encoder)")
         return self.encoder
+
+
+def _hits_of(ranking: Ranking, documents: Mapping[int, Document]) -> Iterator[Hit]:
+    for i, row in enumerate(ranking.rows.tolist()):
+        if row in documents:  # gone when another process deleted it and this one has not refreshed
+            id_, text, metadata = documents[row]
+            parts = PartScores(*(None if part is None else float(part[i]) for part in ranking[2:]))
+            yield Hit(id_, float(ranking.scores[i]), text, metadata, parts)
 
 
 def _check_model(folder: Path, model: Mapping[str, Any], encoder: Encoder | None) -> None:

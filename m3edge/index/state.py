@@ -11,34 +11,38 @@ from pathlib import Path
 
 import numpy as np
 
-from m3edge.index.dense import DenseIndex, HnswConfig
+from m3edge.index.columns import MetadataColumns
+from m3edge.index.dense import GRAPH_FILE, VECTORS_FILE, DenseIndex
 from m3edge.index.derived import Stamp, derived_stamp, save_derived
+from m3edge.index.graph import HnswConfig
 from m3edge.index.sparse import PostingIndex
 from m3edge.index.store import Store
 from m3edge.progress import progress_bar
 
-GRAPH_FILE = "dense.hnsw"
 POSTINGS_FILE = "postings.npz"
 _BLOCK_ROWS = 1000  # rows taken over at once: bounds the memory, and how long a search waits for its turn
 
 
 class SearchState:
     """rows: int64 [n], ascending; token_starts, token_counts: int64 [n];
-    graph: DenseIndex, knows rows; postings: PostingIndex, knows positions, and which of them are alive."""
+    dense: DenseIndex; postings: PostingIndex, knows which positions are alive; columns: the metadata, for filters."""
 
-    def __init__(self, dim: int, config: HnswConfig, n_threads: int) -> None:
+    def __init__(self, dim: int, config: HnswConfig, n_threads: int, dense_mode: str) -> None:
         self.stamp = Stamp(generation=0, last_row=0)
         self.rows = np.empty(0, np.int64)
         self.token_starts = np.empty(0, np.int64)
         self.token_counts = np.empty(0, np.int64)
-        self.graph = DenseIndex(dim, config, n_threads)
+        self.dense = DenseIndex(dim, config, n_threads, dense_mode)
         self.postings = PostingIndex()
+        self.columns = MetadataColumns()
 
     @classmethod
-    def load(cls, folder: Path, store: Store, dim: int, config: HnswConfig, n_threads: int) -> SearchState:
+    def load(
+        cls, folder: Path, store: Store, dim: int, config: HnswConfig, n_threads: int, dense_mode: str
+    ) -> SearchState:
         """The saved state, as old as it may be; an empty one where there is none, or none that is whole."""
-        state = cls(dim, config, n_threads)
-        stamps = {derived_stamp(folder / name) for name in (GRAPH_FILE, POSTINGS_FILE)}
+        state = cls(dim, config, n_threads, dense_mode)
+        stamps = {derived_stamp(folder / name) for name in (VECTORS_FILE, POSTINGS_FILE)}
         stamp = stamps.pop()
         if stamps or stamp is None or stamp.generation > store.generation:
             return state
@@ -49,8 +53,12 @@ class SearchState:
                 return state
             state.rows, state.postings = arrays["rows"], postings
             state.token_starts, state.token_counts = arrays["token_starts"], arrays["token_counts"]
-        state.graph = DenseIndex(dim, config, n_threads, folder / GRAPH_FILE)
-        state.graph.restore_deleted(state.rows[~postings.alive])
+        state.dense.load_vectors(folder / VECTORS_FILE, state.rows, postings.alive)
+        if state.dense.wants_graph:
+            if derived_stamp(folder / GRAPH_FILE) == stamp:
+                state.dense.load_graph(folder / GRAPH_FILE)
+            else:
+                state.dense.build_graph()
         state.stamp = stamp
         return state
 
@@ -68,7 +76,8 @@ class SearchState:
                 np.savez(file, allow_pickle=False, **arrays)
 
         save_derived(folder / POSTINGS_FILE, self.stamp, write_postings)
-        save_derived(folder / GRAPH_FILE, self.stamp, self.graph.save)
+        for name, write in self.dense.writers().items():
+            save_derived(folder / name, self.stamp, write)
 
     def catch_up(self, store: Store, *, progress: bool | None = False) -> None:
         """Take over what the store gained and lost since this state's generation."""
@@ -81,14 +90,14 @@ class SearchState:
                 self.rows = np.concatenate([self.rows, vectors.rows])
                 self.token_starts = np.concatenate([self.token_starts, vectors.token_starts])
                 self.token_counts = np.concatenate([self.token_counts, vectors.token_counts])
-                self.graph.add(vectors.rows, vectors.dense)
+                self.dense.add(vectors.rows, vectors.dense)
                 self.postings.add(vectors.sparse)
                 last_row = int(vectors.rows[-1])
                 bar.update(len(vectors.rows))
         gone = store.deletions_since(self.stamp.generation)
         gone = gone[np.isin(gone, self.rows)]
         self.postings.delete(self.positions(gone))
-        self.graph.delete(gone)
+        self.dense.delete(self.positions(gone))
         self.stamp = Stamp(generation, last_row)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from m3edge.errors import FormatError
 FILE_NAME = "index.sqlite"
 FORMAT_VERSION = 2  # 1 had float16 token vectors only, and no checksums of them
 _APPLICATION_ID = 0x4D334544  # "M3ED": marks the SQLite file as ours
+_BLOCK_ROWS = 10_000  # rows fetched at once: bounds the memory
 _SQL_VARIABLES = 500  # ids in one statement, well under SQLite's limit
 
 _SCHEMA = """
@@ -243,6 +244,23 @@ class Store:
         """The documents of these rows, by row; a row that is gone is left out."""
         found = self._fetch_in("SELECT row, id, text, metadata FROM documents WHERE row IN", rows)
         return {row: Document(id_, _readable(text), json.loads(metadata)) for row, id_, text, metadata in found}
+
+    def metadata(self, first: int, last: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The metadata of the documents with rows from first to last, ascending; a row that is gone is left out."""
+        while first <= last:
+            statement = "SELECT row, metadata FROM documents WHERE row BETWEEN ? AND ? ORDER BY row LIMIT ?"
+            found = self._fetch(statement, (first, last, _BLOCK_ROWS))
+            for row, metadata in found:
+                try:
+                    yield row, json.loads(metadata)
+                except ValueError as error:
+                    raise FormatError(
+                        f"{self.path}: damaged metadata in row {row} of documents ({error}); restore it from a backup "
+                        "or build the index again"
+                    ) from error
+            if len(found) < _BLOCK_ROWS:
+                return
+            first = found[-1][0] + 1
 
     def document(self, id_: str) -> Document | None:
         """The document with this id."""

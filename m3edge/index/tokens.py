@@ -17,9 +17,10 @@ from m3edge.errors import FormatError
 from m3edge.kernels import maxsim_records
 from m3edge.scoring import maxsim
 
-# Each codec's file, and the bits of a number in it. "binary" keeps signs and one size a token, and is scored as such.
-FILE_NAMES = {"int8": "tokens.i8", "fp16": "tokens.f16", "int4": "tokens.i4", "binary": "tokens.b1"}
-_BITS = {"int8": 8, "fp16": 16, "int4": 4, "binary": 1}
+# Each codec's file, and the bits of a number in it. "binary" keeps signs and one size a token, and is scored as such;
+# "none" keeps nothing: documents have no rows, and there is no file.
+FILE_NAMES = {"int8": "tokens.i8", "fp16": "tokens.f16", "int4": "tokens.i4", "binary": "tokens.b1", "none": "tokens"}
+_BITS = {"int8": 8, "fp16": 16, "int4": 4, "binary": 1, "none": 0}
 CODECS = tuple(FILE_NAMES)
 
 
@@ -34,6 +35,8 @@ class TokenStore:
 
     @property
     def bytes_per_token(self) -> int:
+        if self._bits == 0:
+            return 0
         return self._dim * 2 if self._bits == 16 else record_bytes(self._dim, self._bits)
 
     def write(self, start: int, vectors: np.ndarray) -> int:
@@ -41,6 +44,8 @@ class TokenStore:
 
         Returns the CRC-32 of the bytes written.
         """
+        if not len(vectors):
+            return 0
         if self._bits == 16:
             data = np.ascontiguousarray(vectors, "<f2").tobytes()
         else:

@@ -281,7 +281,7 @@ def test_creating_over_something_is_refused(filled, encoder):
         Index.create(filled.folder, encoder)
 
 
-@pytest.mark.parametrize("name", ["dense.hnsw", "dense.hnsw.json", "postings.npz", "postings.npz.json"])
+@pytest.mark.parametrize("name", ["dense.npy", "dense.npy.json", "postings.npz", "postings.npz.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_derived_file_is_made_again_with_a_warning(filled, encoder, name, damage):
     expected = filled.search(QUERY)
@@ -326,7 +326,7 @@ def test_an_index_keeps_its_token_codec(codec, tmp_path, encoder):
 
 
 def test_an_unknown_token_codec_leaves_no_folder(tmp_path, encoder):
-    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, got 'int2'"):
+    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, none, got 'int2'"):
         Index.create(tmp_path / "index", encoder, token_codec="int2")
     assert not (tmp_path / "index").exists()
 

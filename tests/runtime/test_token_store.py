@@ -80,7 +80,7 @@ def test_an_index_keeps_its_codec_and_its_pooling(tmp_path, encoder, codec, pool
 
 
 def test_wrong_settings_are_refused(tmp_path, encoder):
-    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, got 'int2'"):
+    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, none, got 'int2'"):
         Index.create(tmp_path / "a", encoder, token_codec="int2")
     with pytest.raises(ValueError, match="token_pooling must be 1, 2 or 3, got 4"):
         Index.create(tmp_path / "a", encoder, token_pooling=4)
