@@ -55,6 +55,35 @@ def test_encode_reads_texts_from_stdin(mini_fp32):
     assert result.stderr == ""  # no progress bar where there is no terminal
 
 
+def test_a_filter_chooses_among_what_was_indexed(run, indexed):
+    for filter, expected in (
+        ({"lang": "zh"}, {"zh"}),
+        ({"lang": {"$exists": False}, "line": 1}, {"gzip.txt", "long.md"}),
+    ):
+        code, out, _ = run("search", indexed, "files", "--filter", json.dumps(filter), "--json")
+        assert code == 0
+        assert {hit["metadata"]["document"].split("/")[-1] for hit in json.loads(out)["hits"]} == expected
+
+
+def test_a_wrong_filter_is_said_with_its_place(run, indexed, capsys):
+    code, _, err = run("search", indexed, "files", "--filter", '{"lang": {"$like": "z"}}')
+    assert code == 1
+    assert "filter.lang.$like: unknown operator" in err
+    with pytest.raises(SystemExit, match="2"):
+        run("search", indexed, "files", "--filter", "{lang: zh}")
+    assert "expected JSON" in capsys.readouterr().err
+
+
+def test_a_new_index_takes_the_token_options(run, tmp_path, mini_fp32):
+    (tmp_path / "tea.txt").write_text("Green tea is made from unoxidised leaves.")
+    options = ("--token-codec", "int4", "--token-pooling", 2)
+    code, _, _ = run("index", tmp_path / "index", "--model", mini_fp32, tmp_path / "tea.txt", *options)
+    assert code == 0
+    _, out, _ = run("info", tmp_path / "index", "--json")
+    info = json.loads(out)
+    assert (info["token_codec"], info["token_pooling"], info["dense"]) == ("int4", 2, "auto")
+
+
 def test_search_finds_what_was_indexed(run, indexed):
     code, out, err = run("search", indexed, "how do I compress a file", "-k", 2, "--json")
     assert (code, err) == (0, "")

@@ -21,7 +21,7 @@ def unit(rng, n, dim=384):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", sorted(set(CODECS) - {"none"}))
 def test_every_codec_gives_vectors_and_scores_back_within_its_error(rng, tmp_path, codec):
     store, vectors = TokenStore(tmp_path, 384, codec), unit(rng, 30)
     assert store.bytes_per_token == BYTES[codec]
