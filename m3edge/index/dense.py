@@ -28,7 +28,8 @@ class HnswConfig:
 
 
 class DenseIndex:
-    """Approximate nearest rows by inner product. Adding and searching at the same time is the caller's to prevent."""
+    """Approximate nearest rows by inner product. Searches may run at the same time;
+    changing it while they do is the caller's to prevent."""
 
     def __init__(self, dim: int, config: HnswConfig, n_threads: int, path: Path | None = None) -> None:
         """An empty graph, or the one that `save` wrote to `path`."""
@@ -43,22 +44,27 @@ class DenseIndex:
         else:
             self._graph.load_index(str(path))
         self._graph.set_num_threads(n_threads)
+        self._graph.set_ef(config.ef_search)
+        self.last_row = max(self._graph.get_ids_list(), default=0)  # the newest row that was added
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """rows: int64 [n], not yet in the graph; vectors: float32 [n, dim]."""
+        """rows: int64 [n], ascending, behind all that are in the graph; vectors: float32 [n, dim]."""
         if len(rows) == 0:
             return  # hnswlib would read the first row all the same
         needed = self._graph.get_current_count() + len(rows)
         if needed > self._graph.get_max_elements():
             self._graph.resize_index(max(needed, 2 * self._graph.get_max_elements()))
         self._graph.add_items(vectors, rows, num_threads=self._n_threads)
+        self.last_row = int(rows[-1])
 
     def delete(self, rows: np.ndarray) -> None:
         """Hide rows from every later search; a row that is not in the graph, or is hidden, is passed over."""
-        known = set(self._graph.get_ids_list())
         for row in rows.tolist():
-            if row in known and row not in self._deleted:
-                self._graph.mark_deleted(row)
+            if row not in self._deleted:
+                try:
+                    self._graph.mark_deleted(row)
+                except RuntimeError:  # not in the graph
+                    continue
                 self._deleted.add(row)
 
     def search(self, query: np.ndarray, k: int) -> np.ndarray:
@@ -67,8 +73,7 @@ class DenseIndex:
         k = min(k, live)
         if k == 0:
             return np.empty(0, np.int64)
-        # Deleted nodes take places among the ef candidates: keep as many more.
-        self._graph.set_ef(min(max(self._config.ef_search, k) + len(self._deleted), self._graph.get_current_count()))
+        # hnswlib keeps max(ef, k) candidates, deleted ones not counted; setting ef here would disturb other threads.
         try:
             labels, _ = self._graph.knn_query(query, k=k, num_threads=1)
         except RuntimeError:  # hnswlib's word for: fewer than k rows are reachable from the entry point

@@ -58,7 +58,7 @@ def search(
     found = []
     if "dense" in heads:
         assert query.dense is not None
-        found.append(state.positions(state.graph.search(query.dense[0], n)))
+        found.append(state.nearest(query.dense[0], n))
     if "sparse" in heads:
         assert query.sparse is not None
         lexical_query = state.postings.query(query.sparse, lexical)
@@ -74,6 +74,7 @@ def search(
         sparse = state.postings.scores(lexical_query, positions)
     if weights.tokens > 0:
         assert query.tokens is not None
+        state.compare_tokens(tokens, positions)
         starts, counts = state.token_starts[positions], state.token_counts[positions]
         multi = tokens.scores(query.tokens.vectors, starts, counts, n_threads)
 

@@ -61,5 +61,5 @@ def test_token_vectors_come_back_in_half_precision(rng, tmp_path):
     read = store.read(np.array([4, 0, 2]), np.array([6, 1, 0]))
     assert read.offsets.tolist() == [0, 6, 7, 7]
     np.testing.assert_allclose(read.vectors, vectors[[4, 5, 6, 7, 8, 9, 0]], atol=1e-3)
-    with pytest.raises(FormatError, match="restore it from a backup"):
+    with pytest.raises(FormatError, match="or restore a backup"):
         store.map_rows(20)
