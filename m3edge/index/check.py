@@ -66,13 +66,17 @@ def repair_truth(folder: Path, encoder: Encoder | None, *, progress: bool | None
 
     Opening the index makes the derived files again. Holds the writer's lock.
     """
+    try:
+        store = Store(folder)
+    except FormatError:
+        return  # there is nothing left to mend it from
     with writer_lock(folder):
         problems = check_index(folder).problems
         if any(problem.remedy == REBUILD for problem in problems):
             (folder / MANIFEST).unlink(missing_ok=True)
         ids = list(dict.fromkeys(id_ for problem in problems if problem.remedy == ENCODE for id_ in problem.documents))
         if ids and encoder is not None:
-            with open_writing(Store(folder), encoder) as writing:
+            with open_writing(store, encoder) as writing:
                 documents = (document for id_ in ids if (document := writing.transaction.document(id_)) is not None)
                 writing.add(documents, None, replace=True, progress=progress, cancel=None)
 
@@ -113,18 +117,20 @@ def _problems(folder: Path, snapshot: Snapshot, progress: bool | None) -> Iterat
         yield _vectors_problem(snapshot, path, "vectors are missing", missing)
     if len(rows) != snapshot.n_documents:
         yield Problem(path, f"holds {len(rows)} documents, expected {snapshot.n_documents}", BACKUP)
-    if not broken:  # else their places in the token file mean nothing
-        yield from _token_problems(folder, snapshot)
+    yield from _token_problems(folder, snapshot, broken)
     try:
         read_derived(folder)
     except FormatError as error:
         yield Problem(str(folder / MANIFEST), str(error), REBUILD)
 
 
-def _token_problems(folder: Path, snapshot: Snapshot) -> Iterator[Problem]:
+def _token_problems(folder: Path, snapshot: Snapshot, broken: Sequence[int]) -> Iterator[Problem]:
+    """broken: rows whose place in the token file means nothing"""
     tokens = open_tokens(folder, snapshot)
     tokens.map_rows(min(snapshot.token_rows, tokens.rows_on_disk()))
-    if len(rows := unsound_tokens(snapshot, tokens, snapshot.places())):
+    places = snapshot.places()
+    places = places[~np.isin(places[:, 0], broken)]
+    if len(rows := unsound_tokens(snapshot, tokens, places)):
         yield _vectors_problem(snapshot, str(tokens.path), "token vectors differ from their checksums", rows.tolist())
 
 

@@ -89,9 +89,10 @@ class DenseIndex:
     def save(self, path: Path) -> None:
         self._graph.save_index(str(path))
 
-    def restore_deleted(self, rows: np.ndarray) -> None:
-        """After loading: the file keeps the marks but hnswlib does not list them."""
-        self._deleted = set(rows.tolist())
+    def restore_deleted(self, alive: np.ndarray, last_row: int) -> None:
+        """After loading: the file keeps the marks but hnswlib does not list them. alive: int64 [n], the rows up to
+        last_row that were not deleted."""
+        self._deleted = {row for row in self._graph.get_ids_list() if row <= last_row} - set(alive.tolist())
 
     def _search_all(self, query: np.ndarray, k: int) -> np.ndarray:
         rows = np.array(sorted(set(self._graph.get_ids_list()) - self._deleted), np.int64)

@@ -97,23 +97,32 @@ def usable_derived(folder: Path) -> Derived | None:
     return None
 
 
-def remove_leftovers(folder: Path, token_file: str, generation: int) -> None:
+def forget_newer(folder: Path, generation: int) -> None:
+    """Drop derived.json when it is newer than the store: an older index.sqlite was put back, and its next generations
+    will be others. The caller holds the writer's lock, and is about to commit the one after `generation`."""
+    try:
+        derived = read_derived(folder, verify=False)
+    except FormatError:
+        return
+    if derived is not None and derived.stamp.generation > generation:
+        (folder / MANIFEST).unlink()
+
+
+def remove_leftovers(folder: Path, token_file: str) -> None:
     """Remove files that an interrupted job, an older version or an earlier epoch left, and nothing refers to.
 
-    token_file: the one in use; generation: of the store. The caller holds the writer's lock. What cannot be removed
-    (on Windows: what a reader still has open) is left for the next time.
+    token_file: the one in use. The caller holds the writer's lock. What cannot be removed (on Windows: what a reader
+    still has open) is left for the next time.
     """
-    used = {token_file, MANIFEST}
+    used = {token_file}
     try:
         derived = read_derived(folder, verify=False)
     except FormatError:
         derived = None
-    if derived is not None and derived.stamp.generation > generation:
-        used.remove(MANIFEST)  # an older index.sqlite was put back: its generations will be others than these
-    elif derived is not None:
+    if derived is not None:
         used |= {path.name for path in derived.files.values()}
     for path in folder.iterdir():
-        if path.name not in used and (_OURS.fullmatch(path.name) or path.name == MANIFEST):
+        if path.name not in used and _OURS.fullmatch(path.name):
             try:
                 os.unlink(path)
             except OSError:

@@ -100,7 +100,7 @@ class Index:
             raise ValueError(f"token_codec must be one of {', '.join(CODECS)}, got {token_codec!r}")
         if token_pooling not in (1, 2, 3):
             raise ValueError(f"token_pooling must be 1, 2 or 3, got {token_pooling!r}")
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # the working directory may change
         model = {key: getattr(encoder.info, key) for key in _MODEL_KEYS}
         with new_folder(folder) as staging:
             settings = {"token_codec": token_codec, "token_pooling": token_pooling}
@@ -115,7 +115,7 @@ class Index:
         progress: a bar while derived files are brought up to date: True, or None for terminals only
         Raises FormatError when the folder is no index or is damaged, ModelMismatchError for another model.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # the working directory may change
         store = Store(folder)
         snapshot = store.snapshot()
         try:
@@ -133,7 +133,7 @@ class Index:
 
         Raises IndexLockedError when somebody is writing, ModelMismatchError for another model's encoder.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # the working directory may change
         if encoder is not None and check_index(folder).problems:
             snapshot = Store(folder).snapshot()
             try:

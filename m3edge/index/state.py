@@ -61,7 +61,7 @@ class SearchState:
                 continue
             except KeyError:  # another version's: made again, like one that is missing
                 break
-            state.graph.restore_deleted(state.rows[~state.postings.alive])
+            state.graph.restore_deleted(state.rows[state.postings.alive], derived.stamp.last_row)
             state._tokens_compared = np.zeros(len(state.rows), bool)
             state.stamp = derived.stamp
             return state

@@ -85,7 +85,7 @@ class View:
         The caller holds the writer's lock, and has refreshed.
         """
         if self._store.wal_bytes() >= at_least:
-            with self._lock.exclusive():
+            with self._refresh_lock, self._lock.exclusive():
                 self._current.snapshot.close()
                 try:
                     self._store.checkpoint()
@@ -125,7 +125,7 @@ class View:
         stamp = current.state.stamp
         if stamp.generation and (saved is None or saved.stamp < stamp) and not _is_older(current.snapshot, self._store):
             current.state.save(self._folder)
-            remove_leftovers(self._folder, current.tokens.path.name, stamp.generation)
+            remove_leftovers(self._folder, current.tokens.path.name)
 
     def _load(self, progress: bool | None) -> Current:
         """The newest snapshot with all it needs: from derived files as far as they go, else from the documents."""

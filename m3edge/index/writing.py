@@ -13,6 +13,7 @@ import numpy as np
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
 from m3edge.errors import CancelledError
+from m3edge.index.derived import forget_newer
 from m3edge.index.documents import Document, blocks, check_embeddings, checked_documents
 from m3edge.index.pooling import pool_tokens
 from m3edge.index.snapshot import Snapshot
@@ -102,6 +103,7 @@ class Writing:
 def open_writing(store: Store, encoder: Encoder | None) -> Iterator[Writing]:
     """A transaction, durable once the block ends and undone when it raises. The caller holds the writer's lock."""
     with store.transaction() as transaction:
+        forget_newer(store.path.parent, transaction.generation)
         tokens = open_tokens(store.path.parent, transaction)
         yield Writing(transaction, tokens, encoder)
         tokens.sync()  # before the commit that speaks of them
