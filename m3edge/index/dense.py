@@ -9,8 +9,10 @@ Documents are positions 0, 1, 2 … in the order of their rows; the graph knows 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from m3edge.index.graph import HnswConfig, HnswGraph
 from m3edge.index.growing import GrowingArray
 from m3edge.index.scan import DenseScan
+from m3edge.index.shared_lock import SharedLock
 
 MODES = ("auto", "exact", "hnsw")
 GRAPH_FILE = "dense.hnsw"
@@ -32,10 +35,14 @@ AUTO_NUMBERS = 20_000_000
 NUMBERS_A_GRAPH_RESULT = 50_000
 
 _BLOCK_ROWS = 10_000
+_GRAPH_ROWS = 32  # rows the graph takes at once: bounds how long a search waits, some 10 ms
 
 
 class DenseIndex:
-    """The dense vectors of an index's documents, in the order of their rows, and which of them are alive."""
+    """The dense vectors of an index's documents, in the order of their rows, and which of them are alive.
+
+    `successor` makes one for the next state of the index, which shares the graph with this one.
+    """
 
     def __init__(self, dim: int, config: HnswConfig, n_threads: int, mode: str = "auto") -> None:
         self._dim = dim
@@ -49,6 +56,7 @@ class DenseIndex:
         self._graph: HnswGraph | None = None
         self._scan: DenseScan | None = None  # made by the first search that wants it
         self._making_scan = threading.Lock()
+        self._to_hide = np.empty(0, np.int64)  # deleted rows that the graph does not know of yet
 
     def __len__(self) -> int:
         """How many documents there are, deleted ones included."""
@@ -59,17 +67,33 @@ class DenseIndex:
         """Whether so many documents are searched with a graph."""
         return self._mode == "hnsw" or (self._mode == "auto" and len(self) * self._dim > AUTO_NUMBERS)
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """rows: int64 [n], above all known ones, ascending; vectors: float32 [n, dim]"""
+    def successor(self) -> DenseIndex:
+        """One that goes on from here. This one can be searched as before, whatever is added to its successor."""
+        other = copy.copy(self)
+        other._rows, other._vectors = self._rows.successor(), self._vectors.successor()
+        other._scan = None if self._scan is None else self._scan.successor()
+        return other
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray, lock: SharedLock | None = None) -> None:
+        """rows: int64 [n], above all known ones, ascending; vectors: float32 [n, dim]
+
+        lock: held exclusively while the graph takes rows, in small portions, where others may be searching it
+        """
         self._rows.append(rows)
         self._alive = np.concatenate([self._alive, np.ones(len(rows), bool)])
         self._vectors.append(vectors)
         if self._scan is not None:
             self._scan.add(vectors)
-        if self._graph is not None:
-            self._graph.add(rows, vectors)
-        elif self.wants_graph:
-            self.build_graph()
+        if self._graph is None:
+            if self.wants_graph:
+                self.build_graph()
+            return
+        first = int(
+            np.searchsorted(rows, self._graph.last_row, "right")
+        )  # it may know some from an interrupted attempt
+        for start in range(first, len(rows), _GRAPH_ROWS):
+            with lock.exclusive() if lock is not None else nullcontext():
+                self._graph.add(rows[start : start + _GRAPH_ROWS], vectors[start : start + _GRAPH_ROWS])
 
     def delete(self, positions: np.ndarray) -> None:
         """Leave these documents out of every later search. positions: int64 [n]"""
@@ -77,18 +101,27 @@ class DenseIndex:
         gone = gone[self._alive[gone]]
         self._alive = self._alive.copy()
         self._alive[gone] = False
+        self._to_hide = np.concatenate([self._to_hide, self._rows.array[gone]])
+
+    def hide_deleted(self) -> None:
+        """Spare the graph's searches the deleted documents, once nobody searches a state in which they are alive."""
         if self._graph is not None:
-            self._graph.delete(self._rows.array[gone])
+            self._graph.delete(self._to_hide)
+        self._to_hide = np.empty(0, np.int64)
 
     def search(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:
         """The positions of the k nearest live documents: int64 [at most k], best first.
 
         query: float32 [dim]; allowed: bool [n], the documents that may be found; by default all
         """
-        if self._graph is None or allowed is not None:
-            return self._searched_within(query, k, self._alive if allowed is None else allowed & self._alive, n_threads)
-        rows = self._graph.search(query, k)
-        return self._scanned(query, k, self._alive, n_threads) if rows is None else self._positions(rows)
+        allowed = self._alive if allowed is None else allowed & self._alive
+        n_allowed = int(np.count_nonzero(allowed))
+        k = min(k, n_allowed)
+        if k == 0:
+            return np.empty(0, np.int64)
+        if self._graph is not None and (found := self._asked(self._graph, query, k, allowed, n_allowed)) is not None:
+            return found
+        return self._whole_scan().top(query, k, allowed, self.vectors, n_threads)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """The vectors of some documents: float32 [n, dim]. positions: int64 [n]"""
@@ -119,7 +152,8 @@ class DenseIndex:
         """Make the graph from the vectors."""
         self._graph = HnswGraph(self._dim, self._config, self._n_threads)
         self._graph.add(self._rows.array, self._vectors.array)
-        self._graph.delete(self._rows.array[~self._alive])
+        self._to_hide = self._rows.array[~self._alive]
+        self.hide_deleted()
 
     def _save_vectors(self, path: Path) -> None:
         with path.open("wb") as file:  # np.save would add its own ending to a bare path
@@ -127,27 +161,28 @@ class DenseIndex:
 
     # Ways to search
 
-    def _searched_within(self, query: np.ndarray, k: int, allowed: np.ndarray, n_threads: int) -> np.ndarray:
-        """Scan the allowed documents or, where that is more work, ask the graph for so many that k of them are."""
-        n_allowed = int(np.count_nonzero(allowed))
+    def _asked(
+        self, graph: HnswGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
+    ) -> np.ndarray | None:
+        """The k nearest that are allowed, from the graph; None where scanning them is less work, or it finds too few.
+
+        It is asked for so many that k of them should be allowed. It may also know rows that are being added for the
+        next state, and deleted ones not hidden yet.
+        """
         n_live = int(np.count_nonzero(self._alive))
-        k = min(k, n_allowed)
-        if k == 0:
-            return np.empty(0, np.int64)
-        wanted = int(1.5 * k * n_live / n_allowed) + 10
-        while self._graph is not None and wanted * NUMBERS_A_GRAPH_RESULT < n_allowed * self._dim:
-            rows = self._graph.search(query, wanted)
-            if rows is None or len(rows) < wanted:
-                break
-            positions = self._positions(rows)
+        wanted = k if n_allowed == n_live else int(1.5 * k * n_live / n_allowed) + 10
+        while n_allowed == n_live or wanted * NUMBERS_A_GRAPH_RESULT < n_allowed * self._dim:
+            rows = graph.search(query, wanted)
+            if rows is None:
+                return None
+            positions = self._positions(rows[rows <= self._rows.array[-1]])
             found = positions[allowed[positions]]
             if len(found) >= k:
                 return found[:k]
-            wanted *= 2  # what the filter lets through lies far from the query
-        return self._scanned(query, k, allowed, n_threads)
-
-    def _scanned(self, query: np.ndarray, k: int, allowed: np.ndarray, n_threads: int) -> np.ndarray:
-        return self._whole_scan().top(query, k, allowed, self.vectors, n_threads)
+            if len(rows) < wanted:
+                return None
+            wanted *= 2  # what is allowed lies far from the query
+        return None
 
     def _whole_scan(self) -> DenseScan:
         with self._making_scan:

@@ -6,9 +6,6 @@ k never above what is there.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +28,8 @@ class HnswConfig:
 
 
 class HnswGraph:
-    """Approximate nearest rows by inner product. Adding and searching at the same time is the caller's to prevent;
-    several threads may search together."""
+    """Approximate nearest rows by inner product. Several threads may search together; changing it while they do is the
+    caller's to prevent."""
 
     def __init__(self, dim: int, config: HnswConfig, n_threads: int, path: Path | None = None) -> None:
         """An empty graph, or the one that `save` wrote to `path`."""
@@ -47,20 +44,22 @@ class HnswGraph:
         else:
             self._graph.load_index(str(path))
         self._graph.set_num_threads(n_threads)
-        self._breadth = _Breadth(self._graph)
+        self._graph.set_ef(config.ef_search)
+        self.last_row = max(self._graph.get_ids_list(), default=0)  # the newest row that was added
 
     def __len__(self) -> int:
         """How many rows there are, deleted ones included."""
         return self._graph.get_current_count()
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """rows: int64 [n], not yet in the graph; vectors: float32 [n, dim]."""
+        """rows: int64 [n], ascending, behind all that are in the graph; vectors: float32 [n, dim]."""
         if len(rows) == 0:
             return  # hnswlib would read the first row all the same
         needed = len(self) + len(rows)
         if needed > self._graph.get_max_elements():
             self._graph.resize_index(max(needed, 2 * self._graph.get_max_elements()))
         self._graph.add_items(vectors, rows, num_threads=self._n_threads)
+        self.last_row = int(rows[-1])
 
     def delete(self, rows: np.ndarray) -> None:
         """Hide rows, which are in the graph and not hidden yet, from every later search."""
@@ -80,47 +79,12 @@ class HnswGraph:
         k = min(k, len(self) - self._n_deleted)
         if k == 0:
             return np.empty(0, np.int64)
-        # Deleted nodes take places among the ef candidates: keep as many more.
-        ef = min(max(self._config.ef_search, k) + self._n_deleted, len(self))
-        with self._breadth.of(ef):
-            try:
-                labels, _ = self._graph.knn_query(query, k=k, num_threads=1)
-            except RuntimeError:  # hnswlib's word for: fewer than k rows are reachable from the entry point
-                return None
+        # hnswlib keeps max(ef, k) candidates, deleted ones not counted; setting ef here would disturb other threads.
+        try:
+            labels, _ = self._graph.knn_query(query, k=k, num_threads=1)
+        except RuntimeError:  # hnswlib's word for: fewer than k rows are reachable from the entry point
+            return None
         return labels[0].astype(np.int64)
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The stored vectors of rows in the graph: float32 [n, dim]."""
-        if len(rows) == 0:
-            return np.empty((0, self._graph.dim), np.float32)
-        return np.asarray(self._graph.get_items(rows, return_type="numpy"), np.float32)
 
     def save(self, path: Path) -> None:
         self._graph.save_index(str(path))
-
-
-class _Breadth:
-    """hnswlib keeps ef in the graph, not in the query: searches with the same ef run together, others wait."""
-
-    def __init__(self, graph: Any) -> None:
-        self._graph = graph
-        self._ef = 0
-        self._running = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def of(self, ef: int) -> Iterator[None]:
-        with self._changed:
-            while self._running and self._ef != ef:
-                self._changed.wait()
-            if self._ef != ef:
-                self._graph.set_ef(ef)
-                self._ef = ef
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                if not self._running:
-                    self._changed.notify_all()

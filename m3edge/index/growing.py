@@ -13,6 +13,13 @@ class GrowingArray:
         self.array = start
         self._room = start
 
+    def successor(self) -> GrowingArray:
+        """One that goes on from here, in the same room; of this one and all its successors only one may be appended to
+        at a time, and what another one appended is lost to it."""
+        other = GrowingArray(self.array)
+        other._room = self._room
+        return other
+
     def append(self, rows: np.ndarray) -> None:
         """rows: of the array's type and width"""
         n = len(self.array) + len(rows)

@@ -25,6 +25,13 @@ class DenseScan:
     def __len__(self) -> int:
         return len(self._scales.array)
 
+    def successor(self) -> DenseScan:
+        """One that goes on from here, as GrowingArray's: this one stays as it is."""
+        other = DenseScan(0)
+        other._codes, other._scales = self._codes.successor(), self._scales.successor()
+        other._errors = self._errors.successor()
+        return other
+
     def add(self, vectors: np.ndarray) -> None:
         """vectors: float32 [n, dim], finite"""
         codes, scales, errors = kernels.dense_codes(np.ascontiguousarray(vectors, np.float32))

@@ -19,14 +19,16 @@ def unit(rng, n, dim=16):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 60), st.sampled_from(MODES), st.booleans(), st.data())
-def test_k_live_documents_come_back_as_long_as_k_pass_the_filter(n, mode, is_filtered, data):
+@given(st.integers(0, 60), st.sampled_from(MODES), st.booleans(), st.booleans(), st.data())
+def test_k_live_documents_come_back_as_long_as_k_pass_the_filter(n, mode, is_filtered, hidden, data):
     rng = np.random.default_rng(n)
     index = DenseIndex(16, HnswConfig(m=4, ef_construction=20), 1, mode)
     index.add(np.arange(10, 10 + n), unit(rng, n))
     gone = data.draw(st.sets(st.integers(0, n - 1))) if n else set()
     index.delete(np.array(sorted(gone), np.int64))
     index.delete(np.array(sorted(gone), np.int64))  # twice does no harm
+    if hidden:
+        index.hide_deleted()
     allowed = rng.random(n) < 0.5 if is_filtered else None
     expected = set(range(n) if allowed is None else np.flatnonzero(allowed).tolist()) - gone
     found = index.search(unit(rng, 1)[0], 25, allowed)
@@ -42,6 +44,7 @@ def test_the_nearest_are_found_after_growing_and_reloading(mode, rng, tmp_path, 
     for start in range(0, 3000, 700):
         index.add(rows[start : start + 700], vectors[start : start + 700])
     index.delete(np.arange(0, 3000, 2))
+    index.hide_deleted()
     for name, write in index.writers().items():
         write(tmp_path / name)
     assert (tmp_path / GRAPH_FILE).exists() == (mode != "exact")
@@ -110,5 +113,5 @@ def test_token_vectors_come_back_in_half_precision(rng, tmp_path):
     read = store.read(np.array([4, 0, 2]), np.array([6, 1, 0]))
     assert read.offsets.tolist() == [0, 6, 7, 7]
     np.testing.assert_allclose(read.vectors, vectors[[4, 5, 6, 7, 8, 9, 0]], atol=1e-3)
-    with pytest.raises(FormatError, match="restore it from a backup"):
+    with pytest.raises(FormatError, match="or restore a backup"):
         store.map_rows(20)

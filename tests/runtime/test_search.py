@@ -1,11 +1,12 @@
 """Filtered searches, batches, exact search and an index without token vectors, on the real mini model."""
 
+import sqlite3
 import threading
+from contextlib import closing
 
 import pytest
 
 from m3edge import CancelledError, Document, FormatError, Index
-from m3edge.index.dense import GRAPH_FILE, VECTORS_FILE
 
 TEXTS = {
     "gzip": "The gzip module compresses and decompresses files.",
@@ -128,7 +129,7 @@ def test_an_index_keeps_how_it_finds_the_nearest(dense, tmp_path, encoder):
     with Index.create(tmp_path / "index", encoder, dense=dense) as index:
         index.add(DOCUMENTS)
         expected = index.search(QUERY, weights=(1, 0, 0))
-    assert (tmp_path / "index" / GRAPH_FILE).exists() == (dense == "hnsw")
+    assert bool(list((tmp_path / "index").glob("dense-*.hnsw"))) == (dense == "hnsw")
     with Index.open(tmp_path / "index", encoder) as again:
         assert again.dense_mode == dense
         assert again.search(QUERY, weights=(1, 0, 0)) == expected
@@ -142,16 +143,16 @@ def test_an_unknown_dense_mode_is_refused(tmp_path, encoder):
         Index.create(tmp_path / "index", encoder, dense="flat")
 
 
-@pytest.mark.parametrize("name", [VECTORS_FILE, GRAPH_FILE])
+@pytest.mark.parametrize("name", ["dense-*.npy", "dense-*.hnsw"])
 def test_a_damaged_file_of_the_dense_part_is_made_again_with_a_warning(name, tmp_path, encoder):
     with Index.create(tmp_path / "index", encoder, dense="hnsw") as index:
         index.add(DOCUMENTS)
         expected = index.search(QUERY)
-    path = tmp_path / "index" / name
+    (path,) = (tmp_path / "index").glob(name)
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.warns(RuntimeWarning, match=name), Index.open(tmp_path / "index", encoder) as again:
+    with pytest.warns(RuntimeWarning, match=path.name), Index.open(tmp_path / "index", encoder) as again:
         assert again.search(QUERY) == expected
 
 
@@ -190,8 +191,8 @@ def test_pooling_vectors_that_are_not_kept_is_refused(tmp_path, encoder):
         Index.create(tmp_path / "index", encoder, token_codec="none", token_pooling=2)
 
 
-def test_damaged_metadata_is_named(filled):
-    with filled._store.transaction():
-        filled._store._writer.execute("UPDATE documents SET metadata = '{' WHERE id = 'tea'")
-    with pytest.raises(FormatError, match="metadata"):
-        filled.search(QUERY, filter={"kind": "drink"})
+def test_damaged_metadata_is_named_and_never_answered_from(filled, encoder):
+    with closing(sqlite3.connect(filled.folder / "index.sqlite")) as connection, connection:
+        connection.execute("""UPDATE documents SET metadata = '{"kind": "drink"}' WHERE id = 'mail'""")
+    with Index.open(filled.folder, encoder) as again, pytest.raises(FormatError, match="document 'mail'"):
+        again.search(QUERY, filter={"kind": "drink"})
