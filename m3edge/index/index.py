@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -116,13 +116,7 @@ class Index:
         Raises FormatError when the folder is no index or is damaged, ModelMismatchError for another model.
         """
         folder = Path(folder).absolute()  # the working directory may change
-        store = Store(folder)
-        snapshot = store.snapshot()
-        try:
-            _check_model(folder, snapshot.meta("model"), encoder)
-        finally:
-            snapshot.close()
-        return cls(folder, store, encoder, progress)
+        return cls(folder, _open_store(folder, encoder), encoder, progress)
 
     @classmethod
     def repair(
@@ -134,14 +128,8 @@ class Index:
         Raises IndexLockedError when somebody is writing, ModelMismatchError for another model's encoder.
         """
         folder = Path(folder).absolute()  # the working directory may change
-        if encoder is not None and check_index(folder).problems:
-            snapshot = Store(folder).snapshot()
-            try:
-                _check_model(folder, snapshot.meta("model"), encoder)
-            finally:
-                snapshot.close()
-        repair_truth(folder, encoder, progress=progress)
         with suppress(FormatError):  # what could not be mended is in the report
+            repair_truth(_open_store(folder, encoder), encoder, progress=progress)
             cls.open(folder, encoder, progress=progress).close()
         return check_index(folder, progress=progress)
 
@@ -413,12 +401,17 @@ def _hits(snapshot: Snapshot, ranking: Ranking) -> list[Hit]:
     return hits
 
 
-def _check_model(folder: Path, model: Mapping[str, Any], encoder: Encoder | None) -> None:
+def _open_store(folder: Path, encoder: Encoder | None) -> Store:
+    """The folder's store, once it is known to belong to this encoder's model."""
+    store = Store(folder)
+    with closing(store.snapshot()) as snapshot:
+        model = snapshot.meta("model")
     if encoder is not None and encoder.info.fingerprint != model["fingerprint"]:
         raise ModelMismatchError(
             f"{folder}: built with model {model['name']!r} (fingerprint {model['fingerprint'][:12]}), the encoder is "
             f"{encoder.info.name!r} ({encoder.info.fingerprint[:12]}); open it with that model or build a new index"
         )
+    return store
 
 
 def _check_count(name: str, value: int) -> None:
