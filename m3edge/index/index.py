@@ -260,8 +260,11 @@ class Index:
         self._refuse_inside_transaction("compact the index")
         with self._exclusively():
             before = _folder_bytes(self.folder)
-            begin_epoch(self._store, progress=progress)
-            self._view.refresh(progress=progress)
+            try:
+                begin_epoch(self._store, progress=progress)
+                self._view.refresh(progress=progress)
+            finally:
+                self._view.remove_leftovers()  # the old token file, or the new one's beginning
             self._view.save_derived()
             self._store.vacuum()
             self._view.trim_wal(at_least=0)
