@@ -61,15 +61,12 @@ def check_index(folder: Path, *, progress: bool | None = False) -> CheckReport:
         return CheckReport(0, (Problem(str(path or folder), str(error), BACKUP),))
 
 
-def repair_truth(folder: Path, encoder: Encoder | None, *, progress: bool | None = False) -> None:
+def repair_truth(store: Store, encoder: Encoder | None, *, progress: bool | None = False) -> None:
     """Encode documents with damaged vectors again, if there is an encoder, and drop damaged derived files.
 
     Opening the index makes the derived files again. Holds the writer's lock.
     """
-    try:
-        store = Store(folder)
-    except FormatError:
-        return  # there is nothing left to mend it from
+    folder = store.path.parent
     with writer_lock(folder):
         problems = check_index(folder).problems
         if any(problem.remedy == REBUILD for problem in problems):

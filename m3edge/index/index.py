@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -134,13 +134,7 @@ class Index:
         Raises FormatError when the folder is no index or is damaged, ModelMismatchError for another model.
         """
         folder = Path(folder).absolute()  # the working directory may change
-        store = Store(folder)
-        snapshot = store.snapshot()
-        try:
-            _check_model(folder, snapshot.meta("model"), encoder)
-        finally:
-            snapshot.close()
-        return cls(folder, store, encoder, progress)
+        return cls(folder, _open_store(folder, encoder), encoder, progress)
 
     @classmethod
     def repair(
@@ -152,14 +146,8 @@ class Index:
         Raises IndexLockedError when somebody is writing, ModelMismatchError for another model's encoder.
         """
         folder = Path(folder).absolute()  # the working directory may change
-        if encoder is not None and check_index(folder).problems:
-            snapshot = Store(folder).snapshot()
-            try:
-                _check_model(folder, snapshot.meta("model"), encoder)
-            finally:
-                snapshot.close()
-        repair_truth(folder, encoder, progress=progress)
         with suppress(FormatError):  # what could not be mended is in the report
+            repair_truth(_open_store(folder, encoder), encoder, progress=progress)
             cls.open(folder, encoder, progress=progress).close()
         return check_index(folder, progress=progress)
 
@@ -290,8 +278,11 @@ class Index:
         self._refuse_inside_transaction("compact the index")
         with self._exclusively():
             before = _folder_bytes(self.folder)
-            begin_epoch(self._store, progress=progress)
-            self._view.refresh(progress=progress)
+            try:
+                begin_epoch(self._store, progress=progress)
+                self._view.refresh(progress=progress)
+            finally:
+                self._view.remove_leftovers()  # the old token file, or the new one's beginning
             self._view.save_derived()
             self._store.vacuum()
             self._view.trim_wal(at_least=0)
@@ -534,12 +525,17 @@ def _hits_of(ranking: Ranking, documents: Mapping[int, Document]) -> Iterator[Hi
         yield Hit(id_, float(ranking.scores[i]), text, metadata, parts)
 
 
-def _check_model(folder: Path, model: Mapping[str, Any], encoder: Encoder | None) -> None:
+def _open_store(folder: Path, encoder: Encoder | None) -> Store:
+    """The folder's store, once it is known to belong to this encoder's model."""
+    store = Store(folder)
+    with closing(store.snapshot()) as snapshot:
+        model = snapshot.meta("model")
     if encoder is not None and encoder.info.fingerprint != model["fingerprint"]:
         raise ModelMismatchError(
             f"{folder}: built with model {model['name']!r} (fingerprint {model['fingerprint'][:12]}), the encoder is "
             f"{encoder.info.name!r} ({encoder.info.fingerprint[:12]}); open it with that model or build a new index"
         )
+    return store
 
 
 def _check_count(name: str, value: int) -> None:

@@ -109,9 +109,10 @@ class Store:
             return 0
 
     def checkpoint(self) -> None:
-        """Bring what is in the write-ahead log into the file itself, as far as no snapshot holds it back."""
+        """Bring what is in the write-ahead log into the file itself and empty it, as far as no snapshot needs it."""
         with explained(self.path), closing(connect(self.path)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            connection.execute("PRAGMA busy_timeout = 0")  # a reader may keep its snapshot for hours
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def vacuum(self) -> None:
         """Write the file anew without the room that deleted documents left. The caller holds the writer's lock."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from m3edge.errors import FormatError, IndexLockedError
@@ -100,6 +100,12 @@ class View:
         with self.reading() as current:
             self._save(current)
 
+    def remove_leftovers(self) -> None:
+        """Remove files that no committed state refers to. The caller holds the writer's lock."""
+        with closing(self._store.snapshot()) as snapshot:
+            used = open_tokens(self._folder, snapshot).path.name
+        remove_leftovers(self._folder, used)
+
     def close(self) -> None:
         """Wait for searches and let go of the folder. Saves what is derived, unless somebody is writing and will save
         what is newer. Raises OSError when there is no room for it; closed it is all the same."""
@@ -125,7 +131,7 @@ class View:
         stamp = current.state.stamp
         if stamp.generation and (saved is None or saved.stamp < stamp) and not _is_older(current.snapshot, self._store):
             current.state.save(self._folder)
-            remove_leftovers(self._folder, current.tokens.path.name)
+            self.remove_leftovers()
 
     def _load(self, progress: bool | None) -> Current:
         """The newest snapshot with all it needs: from derived files as far as they go, else from the documents."""

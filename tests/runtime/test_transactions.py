@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,23 +171,17 @@ def wrong_embeddings(made):
     sparse, tokens = good.sparse, good.tokens
     nan = tokens.vectors.copy()
     nan[0, 0] = np.nan
-    yield None.__class__, TypeError, "embeddings must be Embeddings, got type"
+    yield type(None), TypeError, "embeddings must be Embeddings, got type"
     yield good[:1], ValueError, "of the 2 documents, got 1"
-    yield changed(good, tokens=None), ValueError, "all three parts, got none of tokens"
-    yield changed(good, dense=good.dense[:, :8]), ModelMismatchError, "dense vectors must be 16 wide"
-    yield changed(good, dense=good.dense[:1]), ValueError, "dense part must have 2 rows, got 1"
-    yield changed(good, tokens=tokens._replace(vectors=nan)), ValueError, "tokens vectors must be finite"
-    yield changed(good, tokens=tokens._replace(offsets=offsets_of([1, 1]))), ValueError, "tokens offsets must be 3"
-    yield changed(good, sparse=sparse._replace(offsets=sparse.offsets[:2])), ValueError, "sparse offsets must be 3"
-    yield changed(good, sparse=sparse._replace(weights=-sparse.weights)), ValueError, "weights must be finite and at"
-    yield changed(good, sparse=sparse._replace(ids=sparse.ids[::-1])), ValueError, "ascend within a row"
-    yield changed(good, sparse=sparse._replace(counts=sparse.counts[:3])), ValueError, "as many ids as weights"
-
-
-def changed(embeddings, **parts):
-    from dataclasses import replace
-
-    return replace(embeddings, **parts)
+    yield replace(good, tokens=None), ValueError, "all three parts, got none of tokens"
+    yield replace(good, dense=good.dense[:, :8]), ModelMismatchError, "dense vectors must be 16 wide"
+    yield replace(good, dense=good.dense[:1]), ValueError, "dense part must have 2 rows, got 1"
+    yield replace(good, tokens=tokens._replace(vectors=nan)), ValueError, "tokens vectors must be finite"
+    yield replace(good, tokens=tokens._replace(offsets=offsets_of([1, 1]))), ValueError, "tokens offsets must be 3"
+    yield replace(good, sparse=sparse._replace(offsets=sparse.offsets[:2])), ValueError, "sparse offsets must be 3"
+    yield replace(good, sparse=sparse._replace(weights=-sparse.weights)), ValueError, "weights must be finite and at"
+    yield replace(good, sparse=sparse._replace(ids=sparse.ids[::-1])), ValueError, "ascend within a row"
+    yield replace(good, sparse=sparse._replace(counts=sparse.counts[:3])), ValueError, "as many ids as weights"
 
 
 def test_embeddings_that_are_not_the_documents_are_refused(made_index, made):
