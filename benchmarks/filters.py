@@ -51,7 +51,8 @@ def main() -> None:
         index.search(queries[0], filter={"share": {"$lt": 0.5}})
         first_s = time.perf_counter() - start
         rows = [row for share in SHARES for row in measure(index, queries, share, "exact")]
-        index._state.dense.build_graph()
+        with index._view.reading() as current:
+            current.state.dense.build_graph()
         rows += [row for share in SHARES for row in measure(index, queries, share, "hnsw")]
     report = {
         "machine": describe_machine(),
@@ -74,10 +75,9 @@ def measure(index: Index, queries: list[Embeddings], share: float, kind: str) ->
     if kind == "hnsw":
         ways |= {"graph": 0, "scan": 10**12}
     condition = {"share": {"$lt": share}}
-    allowed = index._allowed(parse_filter(condition))
-    assert allowed is not None
-    passing = np.flatnonzero(allowed)
-    vectors = index._state.dense.vectors(passing)
+    with index._view.reading() as (snapshot, _, state):
+        passing = np.flatnonzero(state.columns.passing(parse_filter(condition), state.rows, snapshot.metadata))
+        vectors = state.dense.vectors(passing)
     exact = [set(passing[np.argsort(-(vectors @ query.dense[0]))[:K]].tolist()) for query in queries]  # type: ignore[index]
     rows = []
     before = dense.NUMBERS_A_GRAPH_RESULT

@@ -43,7 +43,8 @@ def main() -> None:
     with Index.open(folder, encoder) as index:  # type: ignore[arg-type]
         rows = [{"dense": "exact", **measure(index, encoder)}]
         start = time.perf_counter()
-        index._state.dense.build_graph()
+        with index._view.reading() as current:
+            current.state.dense.build_graph()
         rows.append({"dense": "hnsw", "build_s": round(time.perf_counter() - start, 1), **measure(index, encoder)})
     report = {"machine": describe_machine(), "kernels": kernels.DESCRIPTION, "documents": options.documents}
     RESULTS.mkdir(exist_ok=True)
@@ -76,7 +77,8 @@ def measure(index: Index, encoder: SyntheticEncoder) -> dict[str, Any]:
     index.search_batch(batch)
     seconds = time.perf_counter() - start
     rows = np.array([int(hit.id[1:]) for query in queries[:1] for hit in index.search(query)])
-    fetch = times(lambda query: index._store.documents((rows + 1).tolist()))
+    with index._view.reading() as (snapshot, _, _):
+        fetch = times(lambda query: snapshot.documents((rows + 1).tolist()))
     return {
         "median_ms": round(statistics.median(whole), 3),
         "p99_ms": round(whole[int(0.99 * len(whole))], 3),
@@ -84,7 +86,7 @@ def measure(index: Index, encoder: SyntheticEncoder) -> dict[str, Any]:
         "fetching_10_texts_ms": round(statistics.median(fetch), 3),
         "batch_queries_a_second": round(QUERIES / seconds),
         "single_queries_a_second": round(1000 / statistics.mean(whole)),
-        "threads": index._n_threads,
+        "threads": encoder.session.n_threads,
     }
 
 

@@ -5,7 +5,8 @@ from m3edge.index.compaction import CompactReport
 from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation
 from m3edge.index.graph import HnswConfig
-from m3edge.index.index import Hit, Index, PartScores
+from m3edge.index.index import Index
+from m3edge.index.searching import Hit, PartScores
 from m3edge.index.writing import AddReport
 
 __all__ = [

@@ -99,7 +99,7 @@ def test_a_batch_finds_what_single_searches_find(filled, encoder, arguments):
 
 
 def test_batches_larger_than_a_block_keep_their_order(filled, encoder, monkeypatch):
-    monkeypatch.setattr("m3edge.index.index._SEARCH_BLOCK", 4)
+    monkeypatch.setattr("m3edge.index.searching._SEARCH_BLOCK", 4)
     embeddings = encoder.encode_queries(QUERIES)
     assert filled.search_batch(embeddings, 2) == [filled.search(embeddings[i], 2) for i in range(len(QUERIES))]
 
