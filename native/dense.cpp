@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <utility>
 
 #include "cpu.h"
 #include "dense_dots.h"
@@ -92,6 +94,14 @@ class Sieve {
     std::vector<DenseCandidate> kept_;
 };
 
+void prefetch(const void* address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    (void)address;
+#endif
+}
+
 // The candidates among rows first ... last.
 class Scan {
   public:
@@ -102,7 +112,7 @@ class Scan {
         for (size_t i = first; i < last; ++i) {
             if (!allowed[i]) continue;
             // A mask skips rows, which the processor's own prefetching cannot follow.
-            __builtin_prefetch(rows_.codes + i * rows_.dim);
+            prefetch(rows_.codes + i * rows_.dim);
             group[n++] = i;
             if (n == dot_rows) {
                 score(group, n, sieve);
