@@ -122,12 +122,19 @@ class Transaction(Snapshot):
         self._execute("COMMIT")
 
     def _execute(self, statement: str) -> None:
+        self._refuse_without_transaction()
         with explained(self.path):
             self._connection.execute(statement)
 
     def _write_many(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
+        self._refuse_without_transaction()
         with explained(self.path):
             self._connection.executemany(statement, values)
+
+    def _refuse_without_transaction(self) -> None:
+        """After some failures SQLite undoes all by itself, and would commit each later statement at once."""
+        if not self._connection.in_transaction:
+            raise OSError(f"{self.path}: an earlier write failed and undid the whole transaction; begin it again")
 
 
 def first_meta(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -77,6 +77,24 @@ def test_a_call_that_fails_inside_a_transaction_is_undone_alone(made_index, made
     assert made_index.check().sound
 
 
+def test_nothing_is_committed_after_a_failure_that_undid_the_whole_transaction(made_index, made):
+    """As SQLite does by itself on a full disk, even when the caller goes on."""
+    before = found(made_index, made)
+
+    def work():
+        with made_index.transaction():
+            add(made_index, made, new=1)
+            made_index._writing.transaction._connection.execute("ROLLBACK")
+            with pytest.raises(OSError, match="undid the whole transaction"):
+                made_index.delete("d0")
+
+    with pytest.raises(OSError, match="undid the whole transaction"):
+        work()
+    made_index.refresh()
+    assert found(made_index, made) == before
+    assert made_index.check().sound
+
+
 def test_an_id_may_come_again_in_the_next_call_but_not_in_the_same(made_index, made):
     with made_index.transaction():
         add(made_index, made, a=1)
