@@ -167,7 +167,7 @@ class DenseIndex:
         """The k nearest that are allowed, from the graph; None where scanning them is less work, or it finds too few.
 
         It is asked for so many that k of them should be allowed. It may also know rows that are being added for the
-        next state, and deleted ones not hidden yet.
+        next state, deleted ones not hidden yet, and ones of an interrupted attempt that were deleted since.
         """
         n_live = int(np.count_nonzero(self._alive))
         wanted = k if n_allowed == n_live else int(1.5 * k * n_live / n_allowed) + 10
@@ -175,7 +175,7 @@ class DenseIndex:
             rows = graph.search(query, wanted)
             if rows is None:
                 return None
-            positions = self._positions(rows[rows <= self._rows.array[-1]])
+            positions = self._positions(rows)
             found = positions[allowed[positions]]
             if len(found) >= k:
                 return found[:k]
@@ -194,4 +194,7 @@ class DenseIndex:
             return self._scan
 
     def _positions(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._rows.array, rows)
+        """Where those of these rows stand that are known; int64 [at most n], in their order."""
+        positions = np.searchsorted(self._rows.array, rows)
+        positions[positions == len(self)] = 0
+        return positions[self._rows.array[positions] == rows]
