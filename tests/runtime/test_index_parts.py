@@ -92,6 +92,28 @@ def test_what_passes_lies_far_from_the_query_and_is_found_all_the_same(rng, monk
     assert index.search(vectors[0], 5, allowed).tolist() == order[1000:1005].tolist()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_successor_takes_in_or_deletes_its_predecessor_does_not_see(mode, rng):
+    vectors = unit(rng, 300)
+    before = DenseIndex(16, HnswConfig(), 1, mode)
+    before.add(np.arange(1, 201), vectors[:200])
+    expected = [before.search(query, 20).tolist() for query in vectors[190:210]]
+    interrupted = before.successor()
+    interrupted.add(np.arange(201, 251), vectors[200:250])
+    after = before.successor()
+    after.add(np.arange(220, 301), vectors[219:])  # rows 201 to 219 were deleted before anyone saw them
+    after.delete(np.arange(100))
+    assert [before.search(query, 20).tolist() for query in vectors[190:210]] == expected
+    after.hide_deleted()
+    known = np.concatenate([vectors[100:200], vectors[219:]])
+    for query in vectors[190:230]:
+        found = after.search(query, 181)
+        assert len(found) == 181
+        exact = np.argsort(-(known @ query), kind="stable")[:10] + 100
+        assert len(set(exact.tolist()) & set(after.search(query, 10).tolist())) >= 9
+        assert mode == "hnsw" or after.search(query, 10).tolist() == exact.tolist()
+
+
 def test_searches_with_other_breadths_run_beside_each_other(rng):
     vectors = unit(rng, 2000)
     index = DenseIndex(16, HnswConfig(), 1, "hnsw")
