@@ -206,7 +206,7 @@ class Snapshot:
     def places(self) -> np.ndarray:
         """int64 [n, 4], by row: each document's row, first row and number of rows in the token file, and CRC-32."""
         crc32 = f"ifnull(token_crc32, {NO_CRC32})" if self.version >= 3 else NO_CRC32
-        columns = ", ".join(f"CAST({column} AS INTEGER)" for column in ("token_start", "token_count", crc32))
+        columns = ", ".join(f"ifnull(CAST({column} AS INTEGER), 0)" for column in ("token_start", "token_count", crc32))
         found = self._fetch(f"SELECT row, {columns} FROM vectors ORDER BY row")
         return np.array(found, np.int64).reshape(-1, 4)
 
