@@ -2,7 +2,7 @@
 # it where there is a compiler; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cpu,export,train,mini,eval,dev
+EXTRAS := cpu,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
 KERNEL_TESTS := tests/runtime/test_maxsim.py tests/runtime/test_postings.py
 
