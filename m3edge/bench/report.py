@@ -103,22 +103,19 @@ def _speed_row(model: dict[str, Any]) -> list[str]:
 
 
 def _draw_quality(figure: Figure, models: list[dict[str, Any]], x_name: str, xs: list[float]) -> None:
+    """A colour for each model, a shape for each mode."""
     axes = figure.add_subplot()
-    for mode, marker in (("all", "o"), ("dense", "s"), ("sparse", "^")):
-        axes.scatter(xs, [model["quality"][mode]["nDCG@10"] for model in models], marker=marker, label=mode)
-    for model, x in zip(models, xs, strict=True):
-        # names upright at the top, where no point of any mode can be
-        axes.annotate(
-            model["name"], (x, 1.0), xycoords=("data", "axes fraction"), xytext=(0, -4), textcoords="offset points",
-            rotation=90, va="top", ha="center", fontsize=8,
-        )  # fmt: skip
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + (high - low) * 0.45)
+    for number, (model, x) in enumerate(zip(models, xs, strict=True)):
+        for mode, shape in (("all", "o"), ("tokens", "D"), ("dense", "s"), ("sparse", "^")):
+            axes.plot(x, model["quality"][mode]["nDCG@10"], shape, color=f"C{number}", alpha=0.85)
+            if number == 0:
+                axes.plot([], [], shape, color="grey", label=mode)
+        axes.plot([], [], "-", linewidth=6, color=f"C{number}", label=model["name"])
     axes.set_xlim(0, 1.1 * max(xs))
     axes.set_xlabel(x_name)
     axes.set_ylabel("nDCG@10")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", title="mode")
+    figure.legend(loc="outside right upper", fontsize=9)
 
 
 def _draw_quality_latency(figure: Figure, models: list[dict[str, Any]]) -> None:
