@@ -12,6 +12,7 @@ from m3edge.embeddings import Embeddings, SparseRows, TokenRows, offsets_of
 from m3edge.errors import CancelledError
 from m3edge.model_folder import (
     DENSE_OUTPUT,
+    FURTHER_CLS,
     SPARSE_OUTPUT,
     TOKENIZER,
     TOKENS_OUTPUT,
@@ -37,29 +38,44 @@ class Encoder:
     """A loaded model. Safe to call from several threads.
 
     info: what the model is; session: the graph and the hardware it runs on
+    mcls_interval: MCLS (arXiv 2402.03216): put a further `<s>` before every so many tokens of a text, and let the dense
+        vector be the normalised mean of all their states. Helps a model on texts longer than it was trained on; the
+        paper takes 256. None: the first token alone, or whatever the model's own pooling is
     """
 
-    def __init__(self, info: ModelInfo, session: Session, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, info: ModelInfo, session: Session, tokenizer: Tokenizer, *, mcls_interval: int | None = None
+    ) -> None:
         self.info = info
         self.session = session
         self.tokenizer = tokenizer
+        self.mcls_interval = _checked_mcls_interval(mcls_interval, info)
         self._dropped_ids = np.array(info.special_ids, np.int64)
 
     @classmethod
     def load(
-        cls, folder: Path | str, provider: str = "auto", *, n_threads: int | None = None, verify: bool = True
+        cls,
+        folder: Path | str,
+        provider: str = "auto",
+        *,
+        n_threads: int | None = None,
+        verify: bool = True,
+        mcls_interval: int | None = None,
     ) -> Encoder:
         """Load a model folder.
 
         provider:  "auto" for the best that is installed, or "cpu", "cuda", "tensorrt", "directml", "coreml", "openvino"
         n_threads: CPU threads; by default as many as this process may use
         verify:    compare every file with its checksum first (about a second for 1.5 GB)
+        mcls_interval: see Encoder; only for models that pool by their first token, as BGE-M3 does
         Raises FormatError for a folder that is damaged or no model, ProviderError when the provider does not really
-        run, ImportError when no onnxruntime is installed.
+        run, ImportError when no onnxruntime is installed, ValueError for an mcls_interval the model cannot follow.
         """
         folder = Path(folder)
         info = read_model_folder(folder, verify=verify)
-        return cls(info, open_session(folder, provider, n_threads), Tokenizer(folder / TOKENIZER))
+        _checked_mcls_interval(mcls_interval, info)
+        session = open_session(folder, provider, n_threads)
+        return cls(info, session, Tokenizer(folder / TOKENIZER), mcls_interval=mcls_interval)
 
     @property
     def provider(self) -> str:
@@ -134,7 +150,10 @@ class Encoder:
         with progress_bar(len(texts), "text", "encoding", progress) as bar:
             for start in range(0, len(texts), _BLOCK_TEXTS):
                 block = self.tokenizer.tokenize(
-                    texts[start : start + _BLOCK_TEXTS], prefix=prefix, max_length=max_length
+                    texts[start : start + _BLOCK_TEXTS],
+                    prefix=prefix,
+                    max_length=max_length,
+                    mcls_interval=self.mcls_interval,
                 )
                 for batch in plan_batches([len(text.ids) for text in block], batch_tokens):
                     if cancel is not None and cancel.is_set():
@@ -168,14 +187,14 @@ class _RowCollector:
 
     def put(self, index: int, text: TokenizedText, outputs: dict[str, np.ndarray]) -> None:
         """outputs: dense [d], sparse [seq] and tokens [seq, dt] of one text, padding still at the end."""
-        content = slice(text.content.start, len(text.ids))
+        content = text.content
         self._truncated[index] = text.truncated
         if "dense" in outputs:
             self._dense[index] = outputs["dense"]
         if "sparse" in outputs:
             self._sparse[index] = sparse_row(text.ids[content], outputs["sparse"][content], self._dropped_ids)
         if "tokens" in outputs:
-            self._tokens[index] = outputs["tokens"][content].copy()  # a view would keep the whole padded batch alive
+            self._tokens[index] = outputs["tokens"][content]
 
     def embeddings(self) -> Embeddings:
         sparse = tokens = None
@@ -214,6 +233,7 @@ def _padded(texts: Sequence[TokenizedText], pad_id: int) -> tuple[np.ndarray, np
     for row, text in enumerate(texts):
         input_ids[row, : len(text.ids)] = text.ids
         attention_mask[row, : len(text.ids)] = 1
+        attention_mask[row, text.further_cls] = FURTHER_CLS
     return input_ids, attention_mask
 
 
@@ -223,6 +243,20 @@ def _checked_texts(texts: str | Sequence[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"texts[{position}] must be a string, got {type(text).__name__}")
     return texts
+
+
+def _checked_mcls_interval(interval: int | None, info: ModelInfo) -> int | None:
+    if interval is None:
+        return None
+    if isinstance(interval, bool) or not isinstance(interval, int):
+        raise TypeError(f"mcls_interval must be an integer or None, got {type(interval).__name__}")
+    if interval < 2:
+        raise ValueError(f"mcls_interval must be at least 2, got {interval}")
+    if info.pooling != "cls":
+        raise ValueError(f"mcls_interval needs a model that pools by its first token; {info.name!r} takes the mean")
+    if not info.mcls:
+        raise ValueError(f"mcls_interval needs a newer export of {info.name!r}: its graph does not know further <s>")
+    return interval
 
 
 def _checked_heads(heads: Sequence[str]) -> tuple[str, ...]:

@@ -37,6 +37,10 @@ TOKENS_OUTPUT = "colbert_vecs"
 
 POOLINGS = ("cls", "mean")
 
+# In attention_mask, beside 1 for a token and 0 for padding: a `<s>` between the tokens of a long text, whose state
+# counts for the dense vector as the first one's does (MCLS).
+FURTHER_CLS = 2
+
 PRESETS: Mapping[str, tuple[float, float, float]] = {
     "general": (1.0, 0.3, 1.0),  # arXiv 2402.03216, MIRACL and MKQA
     "long": (0.15, 0.5, 0.35),  # arXiv 2402.03216, MLDR
@@ -64,6 +68,7 @@ class ModelInfo:
     eos_id: int  # </s>: the last token
     pad_id: int
     special_ids: tuple[int, ...]  # left out of the sparse vectors
+    mcls: bool = False  # whether the graph knows FURTHER_CLS
     presets: dict[str, tuple[float, float, float]] = field(default_factory=lambda: dict(PRESETS))
     parity: dict[str, float] = field(default_factory=dict)  # the headline figures of parity.json
 

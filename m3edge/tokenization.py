@@ -15,16 +15,19 @@ class TokenizedText(NamedTuple):
     ids:       int64 [n], `<s>` prefix … text … `</s>`
     n_prefix:  how many of them, after `<s>`, belong to the prefix
     truncated: True when the text's end was left out
+    further_cls: int64 [m], where in `ids` further `<s>` stand, put there for MCLS
     """
 
     ids: np.ndarray
     n_prefix: int
     truncated: bool
+    further_cls: np.ndarray = np.empty(0, np.int64)
 
     @property
-    def content(self) -> slice:
-        """Where the text's own tokens and `</s>` lie: everything but `<s>` and the prefix."""
-        return slice(1 + self.n_prefix, None)
+    def content(self) -> np.ndarray:
+        """Where the text's own tokens and `</s>` lie, int64: everything but each `<s>` and the prefix."""
+        places = np.arange(1 + self.n_prefix, len(self.ids))
+        return places if len(self.further_cls) == 0 else np.setdiff1d(places, self.further_cls, assume_unique=True)
 
 
 class Tokenizer:
@@ -38,21 +41,27 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def tokenize(self, texts: Sequence[str], *, prefix: str, max_length: int) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], *, prefix: str, max_length: int, mcls_interval: int | None = None
+    ) -> list[TokenizedText]:
         """Each text with `prefix` before it, cut at `max_length` tokens with its last token, `</s>`, kept.
 
+        mcls_interval: put a further `<s>` before every so many tokens; they count towards max_length
         A lone surrogate, which no UTF-8 text can hold, counts as U+FFFD.
         """
         prefix_ids = self._ids([prefix])[0][1:-1] if prefix else np.empty(0, np.int64)
         result = []
         for ids in self._ids([prefix + text for text in texts]):
-            truncated = len(ids) > max_length
+            further_cls = _further_cls(len(ids), mcls_interval, max_length)
+            room = max_length - len(further_cls)
+            truncated = len(ids) > room
             if truncated:
-                ids = np.concatenate([ids[: max_length - 1], ids[-1:]])
+                ids = np.concatenate([ids[: room - 1], ids[-1:]])
             n_prefix = min(len(prefix_ids), len(ids) - 2)
             if not np.array_equal(ids[1 : 1 + n_prefix], prefix_ids[:n_prefix]):
                 n_prefix = 0  # the prefix's end grew together with the text: no token is only the prefix's
-            result.append(TokenizedText(ids, n_prefix, truncated))
+            ids = np.insert(ids, further_cls - np.arange(len(further_cls)), ids[0])
+            result.append(TokenizedText(ids, n_prefix, truncated, further_cls))
         return result
 
     def token(self, token_id: int) -> str:
@@ -67,6 +76,16 @@ class Tokenizer:
     def _ids(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast([_encodable(text) for text in texts])
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+
+def _further_cls(length: int, interval: int | None, max_length: int) -> np.ndarray:
+    """Where further `<s>` come to stand in a text of so many tokens: at each multiple of the interval that has a token
+    of the text, not just `</s>`, behind it."""
+    if interval is None:
+        return np.empty(0, np.int64)
+    n = (length - 3) // (interval - 1)  # of the interval - 1 places behind each <s>, all but the text's last are full
+    n_fitting = (max_length - 3) // interval
+    return interval * np.arange(1, 1 + max(0, min(n, n_fitting)))
 
 
 def _encodable(text: str) -> str:

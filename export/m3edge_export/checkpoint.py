@@ -186,6 +186,7 @@ def model_info(checkpoint: Checkpoint, *, name: str | None = None) -> ModelInfo:
         eos_id=specials.eos,
         pad_id=specials.pad,
         special_ids=specials.dropped,
+        mcls=settings.pooling == "cls",
         presets=settings.presets,
     )
 

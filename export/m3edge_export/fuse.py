@@ -4,11 +4,12 @@ The tracer writes some seventy small operators a layer, and names each after the
 are found by the names they have in PyTorch, not by the shape of what the tracer happened to write, and rebuilt as
 
     q, k, v = Gemm(x)                        one product each, so that quantization can treat them apart
-    a = MultiHeadAttention(q, k, v)          with the padding mask only where a batch is padded
+    a = Attention(q, k, v)                   with a mask only where a batch is padded
     y = LayerNormalization(Gemm(a) + x)
     x = LayerNormalization(Gemm(Gelu(Gemm(y))) + y)
 
-on rows [tokens, hidden], all texts of a batch one after another. What stands before the first layer (embeddings) and
+on rows [tokens, hidden], all texts of a batch one after another. The keys' bias is left out: it adds the same to all
+scores of a query, which softmax takes away again. What stands before the first layer (embeddings) and
 behind the last (heads) stays as traced. SkipLayerNormalization, the usual fusion, is left out: on a CPU it takes
 seven times as long as the addition and the normalisation it stands for.
 """
@@ -19,7 +20,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx.external_data_helper import uses_external_data
 
 from m3edge.errors import FormatError
@@ -28,7 +29,8 @@ CONTRIB = "com.microsoft"  # onnxruntime's own operators
 OPSET = 23  # the first with Attention; what the tracer writes in opset 20 means the same in it
 _WHOLE_SCORES_UP_TO = 1024  # tokens of a text; beyond, the kernel that never holds all attention scores is faster too
 _QUERY = re.compile(r"(?P<layer>.*/layer\.(?P<number>\d+)/)attention/self/query/MatMul")
-_MASK, _PADDED, _LONG, _SHAPE = "fused/mask", "fused/padded", "fused/long", "fused/shape"
+_ALLOWED, _PADDED, _LONG, _SHAPE = "fused/allowed", "fused/padded", "fused/long", "fused/shape"
+SWITCHES = (_ALLOWED, _PADDED, _LONG, _SHAPE)  # what the layers take that is no number: the same in every precision
 
 
 class Linear(NamedTuple):
@@ -67,9 +69,9 @@ def fuse(model: ModelProto, *, n_layers: int, n_heads: int) -> FusionCounts:
     builder = _Builder()
     first = traced.linear(layers[0][1] + "attention/self/query").source
     last = traced.normalization(layers[-1][1] + "output/LayerNorm")
-    builder.node("Cast", ["attention_mask"], _MASK, to=TensorProto.INT32)
-    builder.node("ReduceMin", [_MASK], "fused/least", keepdims=0)
-    builder.node("Equal", ["fused/least", builder.constant(0, TensorProto.INT32)], _PADDED)
+    builder.node("ReduceMin", ["attention_mask"], "fused/least", keepdims=0)
+    builder.node("Equal", ["fused/least", builder.constant(0, TensorProto.INT64)], _PADDED)
+    _allowed(builder)
     builder.node("Shape", [first], _SHAPE)
     builder.node("Shape", ["input_ids"], "fused/length", start=1, end=2)
     builder.node("Greater", ["fused/length", builder.constant(_WHOLE_SCORES_UP_TO, TensorProto.INT64)], _LONG)
@@ -157,9 +159,10 @@ class _Builder:
 def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n_heads: int) -> str:
     """One encoder layer from rows x to the rows it returns."""
 
-    def linear(part: str, source: str) -> str:
+    def linear(part: str, source: str, *, bias: bool = True) -> str:
         traced_part = traced.linear(prefix + part)
-        return builder.node("Gemm", [source, traced_part.weight, traced_part.bias], f"{name}/{part}")
+        parameters = [traced_part.weight, *([traced_part.bias] if bias else [])]
+        return builder.node("Gemm", [source, *parameters], f"{name}/{part}")
 
     def add_and_normalize(part: str, left: str, right: str) -> str:
         norm = traced.normalization(prefix + part)
@@ -172,7 +175,7 @@ def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n
     width = traced.width(prefix)
     projections = []
     for part in ("query", "key", "value"):
-        flat = linear(f"attention/self/{part}", x)
+        flat = linear(f"attention/self/{part}", x, bias=part != "key")
         projections.append(builder.node("Reshape", [flat, _SHAPE], f"{name}/{part}"))
     attended = _attention(builder, f"{name}/attention", projections, n_heads)
     attended = builder.node("Reshape", [attended, builder.rows(width)], f"{name}/attention/rows")
@@ -181,13 +184,41 @@ def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n
     return add_and_normalize("output/LayerNorm", linear("output/dense", inner), y)
 
 
+def _allowed(builder: _Builder) -> None:
+    """Which token may look at which, bool [batch, 1, sequence, sequence]: written out only where a batch is padded."""
+    name, shape = f"{_ALLOWED}/padded", f"{_ALLOWED}/shape"
+
+    def constant(of: str, values: list[int]) -> TensorProto:
+        return helper.make_tensor(f"{_ALLOWED}/{of}", TensorProto.INT64, [len(values)], values)
+
+    def result(output: str) -> ValueInfoProto:
+        return helper.make_tensor_value_info(output, TensorProto.BOOL, None)
+
+    nodes = [
+        helper.make_node("Cast", ["attention_mask"], [f"{name}/tokens"], to=TensorProto.BOOL),
+        helper.make_node("Unsqueeze", [f"{name}/tokens", f"{_ALLOWED}/axes"], [f"{name}/keys"]),
+        helper.make_node("Shape", ["attention_mask"], [f"{shape}/batch"], start=0, end=1),
+        helper.make_node("Shape", ["attention_mask"], [f"{shape}/sequence"], start=1, end=2),
+        helper.make_node(
+            "Concat", [f"{shape}/batch", f"{_ALLOWED}/one", f"{shape}/sequence", f"{shape}/sequence"], [shape], axis=0
+        ),
+        helper.make_node("Expand", [f"{name}/keys", shape], [name]),
+    ]
+    constants = [constant("axes", [1, 2]), constant("one", [1])]
+    padded = helper.make_graph(nodes, name, [], [result(name)], constants)
+    nothing = helper.make_tensor(f"{_ALLOWED}/nothing", TensorProto.BOOL, [1, 1, 1, 1], [True])
+    unused = helper.make_node("Constant", [], [f"{_ALLOWED}/unpadded"], value=nothing)
+    unpadded = helper.make_graph([unused], f"{_ALLOWED}/unpadded", [], [result(unused.output[0])])
+    builder.node("If", [_PADDED], _ALLOWED, then_branch=padded, else_branch=unpadded)
+
+
 def _attention(builder: _Builder, name: str, projections: list[str], n_heads: int) -> str:
     """Attention by the operator that suits the batch, chosen when it runs.
 
-    padded:  MultiHeadAttention with the mask
-    long:    MultiHeadAttention without one: onnxruntime's CPU kernel then keeps a tile of the scores instead of all of
-             them, and one text of 8,192 tokens takes megabytes instead of gigabytes
-    neither: ONNX's Attention, which takes half the time of MultiHeadAttention on batches of short texts
+    padded:  ONNX's Attention with a mask: two thirds of the time that MultiHeadAttention takes with one
+    long:    MultiHeadAttention without a mask: onnxruntime's CPU kernel then keeps a tile of the scores instead of all
+             of them, and one text of 8,192 tokens takes megabytes instead of gigabytes
+    neither: ONNX's Attention without one, half the time of MultiHeadAttention on batches of short texts
     """
 
     def graph(kind: str, node: NodeProto) -> GraphProto:
@@ -197,10 +228,10 @@ def _attention(builder: _Builder, name: str, projections: list[str], n_heads: in
     def node(operator: str, kind: str, inputs: list[str], **attributes: Any) -> NodeProto:
         return helper.make_node(operator, inputs, [f"{name}/{kind}"], name=f"{name}/{kind}", **attributes)
 
-    multi_head: dict[str, Any] = {"domain": CONTRIB, "num_heads": n_heads}
-    padded = graph("padded", node("MultiHeadAttention", "padded", [*projections, "", _MASK], **multi_head))
-    long = graph("long", node("MultiHeadAttention", "long", projections, **multi_head))
-    short = graph("short", node("Attention", "short", projections, q_num_heads=n_heads, kv_num_heads=n_heads))
+    heads = {"q_num_heads": n_heads, "kv_num_heads": n_heads}
+    padded = graph("padded", node("Attention", "padded", [*projections, _ALLOWED], **heads))
+    long = graph("long", node("MultiHeadAttention", "long", projections, domain=CONTRIB, num_heads=n_heads))
+    short = graph("short", node("Attention", "short", projections, **heads))
     unpadded = graph("unpadded", node("If", "unpadded", [_LONG], then_branch=long, else_branch=short))
     return builder.node("If", [_PADDED], name, then_branch=padded, else_branch=unpadded)
 
@@ -268,6 +299,7 @@ def _set_opset(model: ModelProto) -> None:
 
 def _count(graph: GraphProto, n_layers: int) -> FusionCounts:
     kinds = [node.op_type for node in graph.node]
+    attentions = sum(node.op_type == "If" and layer_of(node) is not None for node in graph.node)
     return FusionCounts(
-        n_layers, kinds.count("If"), kinds.count("Gelu"), kinds.count("LayerNormalization"), kinds.count("Gemm")
+        n_layers, attentions, kinds.count("Gelu"), kinds.count("LayerNormalization"), kinds.count("Gemm")
     )

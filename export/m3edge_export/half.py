@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from m3edge_export.fuse import layer_of
+from m3edge_export.fuse import SWITCHES, layer_of
 from m3edge_export.weights import WeightReader, WeightWriter
 
 # A quarter of the largest float16: other texts than the calibration's may go further.
@@ -95,8 +95,7 @@ def write_fp16(model: ModelProto, reader: WeightReader, writer: WeightWriter, bl
 
 def _is_float_value(name: str, weights: AbstractSet[str]) -> bool:
     """Whether an input from outside the layers is a tensor of numbers and not a weight, a shape, a mask or a switch."""
-    switches = ("fused/mask", "fused/padded", "fused/long", "fused/shape")
-    return bool(name) and name not in weights and name not in switches
+    return bool(name) and name not in weights and name not in SWITCHES
 
 
 def _retype_branches(node: NodeProto) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from m3edge.model_folder import POOLINGS
+from m3edge.model_folder import FURTHER_CLS, POOLINGS
 
 
 class M3Output(NamedTuple):
@@ -56,21 +56,31 @@ class M3Model(nn.Module):
         return self.token_head.out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> M3Output:
-        """input_ids, attention_mask: int64 [batch, sequence]; the mask is 1 on tokens and 0 on padding."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        """input_ids, attention_mask: int64 [batch, sequence].
+
+        The mask is 1 on tokens, FURTHER_CLS on the `<s>` that MCLS puts between a long text's tokens, 0 on padding.
+        """
+        held = (attention_mask > 0).to(attention_mask.dtype)
+        hidden = self.encoder(input_ids=input_ids, attention_mask=held)[0]
         return self.heads(hidden, attention_mask)
 
     def heads(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> M3Output:
         """The three heads over last hidden states, float32 [batch, sequence, hidden]."""
-        mask = attention_mask.to(hidden.dtype)
-        token_weights = torch.relu(self.sparse_head(hidden)).squeeze(-1) * mask
-        colbert = normalize(self.token_head(hidden) * mask.unsqueeze(-1), dim=-1)
-        return M3Output(normalize(self.pool(hidden, mask), dim=-1), token_weights, colbert)
+        held = (attention_mask > 0).to(hidden.dtype)
+        token_weights = torch.relu(self.sparse_head(hidden)).squeeze(-1) * held
+        colbert = normalize(self.token_head(hidden) * held.unsqueeze(-1), dim=-1)
+        return M3Output(normalize(self.pool(hidden, attention_mask), dim=-1), token_weights, colbert)
 
-    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[batch, hidden]: the first token's state, or the mean of the states where mask [batch, sequence] is 1."""
+    def pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[batch, hidden]: the mean of some tokens' states.
+
+        "cls": of the first token and of those marked FURTHER_CLS (MCLS, arXiv 2402.03216);
+        "mean": of all that are not padding
+        """
         if self.pooling == "cls":
-            return hidden[:, 0]
-        weights = mask.to(hidden.dtype)
-        total = (hidden * weights.unsqueeze(-1)).sum(dim=1)
-        return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
+            first = torch.ones_like(attention_mask[:, :1], dtype=torch.bool)
+            counted = torch.cat([first, attention_mask[:, 1:] == FURTHER_CLS], dim=1).to(hidden.dtype)
+        else:
+            counted = (attention_mask > 0).to(hidden.dtype)
+        share = counted / counted.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.matmul(share.unsqueeze(1), hidden).squeeze(1)

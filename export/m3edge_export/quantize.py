@@ -27,6 +27,8 @@ _SMOOTHING_RANGE = (1e-2, 1e2)  # a channel that calibration hardly saw must not
 _ZERO_POINT = 128  # symmetric: 0.0 is 128
 # What GELU gives is never below -0.17: a byte's range is better spent on the positive side.
 _GELU_ZERO_POINT = 20
+_GELU_LEAST = 0.17
+_VALUE, _ATTENTION_OUTPUT = "/attention/self/value", "/attention/output/dense"
 _BLOCK = 32  # int4: weights that share a scale
 
 Statistics = Mapping[str, np.ndarray]  # a product's input -> float32 [inputs], largest absolute value of each channel
@@ -113,6 +115,13 @@ class _Rewriter:
             self.tensors[name] = numpy_helper.from_array(np.array([1], np.int64), name)
         return name
 
+    def zero_points(self, zero_point: str, rows: str) -> str:
+        """A zero point for each of the batch's rows, which are as many for every product; rows: some vector of them."""
+        name = f"{zero_point}/rows"
+        if all(node.output[0] != name for node in self.nodes):
+            self.node("Expand", [zero_point, self.node("Shape", [rows], f"{name}/shape")], name)
+        return name
+
     def _keep_inputs(self, node: NodeProto) -> None:
         for name in node.input:
             if name in self.reader and name not in self.tensors:
@@ -148,6 +157,7 @@ class _Int8Products:
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._smoothing: dict[str, np.ndarray] = {}  # a product's input -> float32 [inputs], what it is divided by
+        self._value_biases: dict[str, np.ndarray] = {}  # of each layer, until its attention's output takes it over
         self._quantized: dict[str, tuple[str, str, str]] = {}  # input -> names of its bytes, row scales, zero point
 
     def prepare(self, rewriter: _Rewriter, gemms: Sequence[NodeProto]) -> None:
@@ -161,7 +171,7 @@ class _Int8Products:
                 self._smoothing[source] = smoothing_factors(self._statistics[source], largest)
 
     def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
-        source, weight, bias = node.input
+        source, weight = node.input[:2]
         output = node.output[0]
         rows, row_scale, zero_point = self._quantize_input(rewriter, source)
         values = rewriter.reader[weight]
@@ -180,8 +190,30 @@ class _Int8Products:
             f"{output}/product",
             domain=CONTRIB,
         )
-        # Not as the operator's own bias: with a scale for every row, onnxruntime would multiply it by that too.
-        rewriter.node("Add", [product, rewriter.weight(bias, rewriter.reader[bias])], output)
+        bias = self._bias(rewriter, node)
+        if bias is None:
+            rewriter.nodes[-1].output[0] = output
+        else:
+            # Not as the operator's own bias: with a scale for every row, onnxruntime would multiply it by that too.
+            rewriter.node("Add", [product, rewriter.weight(f"{output}/bias", bias)], output)
+
+    def _bias(self, rewriter: _Rewriter, node: NodeProto) -> np.ndarray | None:
+        """What is to be added to a product, float32 [outputs].
+
+        What attention does to the values' bias is nothing: a row of its weights sums to 1. So it goes on into the bias
+        of the attention's output, and one pass over the activations is saved.
+        """
+        output = node.output[0]
+        if len(node.input) < 3:
+            return None
+        bias = rewriter.reader[node.input[2]]
+        if output.endswith(_VALUE):
+            self._value_biases[output.removesuffix(_VALUE)] = bias
+            return None
+        if output.endswith(_ATTENTION_OUTPUT):
+            values = self._value_biases.pop(output.removesuffix(_ATTENTION_OUTPUT))
+            return bias + values @ rewriter.reader[node.input[1]]
+        return bias
 
     def _quantize_input(self, rewriter: _Rewriter, source: str) -> tuple[str, str, str]:
         """bytes [tokens, inputs], scale [tokens, 1] and zero point of an input; computed once for all its products."""
@@ -192,16 +224,20 @@ class _Int8Products:
         if source in self._smoothing:
             factors = rewriter.weight(f"{name}/smoothing", (1 / self._smoothing[source]).astype(np.float32))
             values = node("Mul", [source, factors], f"{name}/smooth")
-        point = _GELU_ZERO_POINT if source.endswith("/gelu") else _ZERO_POINT
+        is_gelu = source.endswith("/gelu")
+        point = _GELU_ZERO_POINT if is_gelu else _ZERO_POINT
         zero_point = rewriter.scalar(point, np.uint8)
-        # Largest and smallest apart: two passes that onnxruntime vectorises, where Abs would write the whole tensor.
         largest = node("ReduceMax", [values, rewriter.last_axis()], f"{name}/largest", keepdims=1)
-        smallest = node("ReduceMin", [values, rewriter.last_axis()], f"{name}/smallest", keepdims=1)
         above = node("Mul", [largest, rewriter.scalar(1 / (255 - point))], f"{name}/above")
-        below = node("Mul", [smallest, rewriter.scalar(-1 / point)], f"{name}/below")
-        scale = node("Max", [above, below, rewriter.scalar(1e-12)], f"{name}/scale")
+        if is_gelu:  # how far it goes below 0 is known
+            scale = node("Max", [above, rewriter.scalar(_GELU_LEAST / point)], f"{name}/scale")
+        else:
+            # Largest and smallest apart: two passes that onnxruntime vectorises; Abs would write the whole tensor.
+            smallest = node("ReduceMin", [values, rewriter.last_axis()], f"{name}/smallest", keepdims=1)
+            below = node("Mul", [smallest, rewriter.scalar(-1 / point)], f"{name}/below")
+            scale = node("Max", [above, below, rewriter.scalar(1e-12)], f"{name}/scale")
         flat = node("Squeeze", [scale, rewriter.last_axis()], f"{name}/scale/flat")
-        points = node("Expand", [zero_point, node("Shape", [flat], f"{name}/rows")], f"{name}/zero_points")
+        points = rewriter.zero_points(zero_point, flat)
         rows = node("QuantizeLinear", [values, flat, points], name, axis=0)
         self._quantized[source] = rows, scale, zero_point
         return self._quantized[source]
@@ -214,17 +250,16 @@ class _Int4Products:
         """Nothing to find out first."""
 
     def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
-        source, weight, bias = node.input
+        source, weight = node.input[:2]
         values = rewriter.reader[weight]
         packed, scales = quantize_blocks(np.ascontiguousarray(values.T))
         inputs = [
             source,
             rewriter.weight(f"{weight}/int4", packed),
             rewriter.weight(f"{weight}/scale", scales.ravel()),
-            "",
-            "",
-            rewriter.weight(bias, rewriter.reader[bias]),
         ]
+        if len(node.input) == 3:
+            inputs += ["", "", rewriter.weight(node.input[2], rewriter.reader[node.input[2]])]
         # accuracy_level 4: activations in int8, block by block
         attributes = {"K": values.shape[0], "N": values.shape[1], "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
         rewriter.node("MatMulNBits", inputs, node.output[0], domain=CONTRIB, **attributes)

@@ -305,7 +305,9 @@ class Index:
         encoder = self._need_encoder("explain a hit")
         info, tokenizer = encoder.info, encoder.tokenizer
         (query_text,) = tokenizer.tokenize([query], prefix=info.query_prefix, max_length=info.max_length)
-        (passage_text,) = tokenizer.tokenize([hit.text], prefix=info.passage_prefix, max_length=info.max_length)
+        (passage_text,) = tokenizer.tokenize(
+            [hit.text], prefix=info.passage_prefix, max_length=info.max_length, mcls_interval=encoder.mcls_interval
+        )
         passage = encoder.encode_passages(hit.text, heads=("sparse", "tokens"))
         assert embeddings.sparse is not None
         assert passage.sparse is not None

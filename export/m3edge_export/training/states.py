@@ -149,10 +149,10 @@ def _side_by_side(texts: Sequence[TokenizedText], parts: Sequence[Part]) -> Padd
     return Padded(torch.stack(dense), ids.to(device), pad_sequence(hidden, batch_first=True), mask.to(device))
 
 
-def _content(text: TokenizedText) -> slice:
+def _content(text: TokenizedText) -> torch.Tensor:
     """Where a text's own tokens and `</s>` lie, padding left out."""
-    return slice(text.content.start, len(text.ids))
+    return torch.from_numpy(text.content)
 
 
 def _content_length(text: TokenizedText) -> int:
-    return len(text.ids) - text.content.start
+    return len(text.content)
