@@ -240,7 +240,14 @@ def codecs() -> str:
         row = rows[f"store {codec}"]
         sizes = [str(_bytes_a_token(codec, dim)) for dim in (384, 1024)]
         name = "`int8`, the default" if codec == "int8" else f"`{codec}`"
-        lines.append([name, *sizes, np.format_float_positional(row["largest_error"], 1, fractional=False), f"{row['median_ms']:.1f}"])
+        lines.append(
+            [
+                name,
+                *sizes,
+                np.format_float_positional(row["largest_error"], 1, fractional=False),
+                f"{row['median_ms']:.1f}",
+            ]
+        )
     header = ["`token_codec`", "bytes a token, mini (384)", "BGE-M3 (1,024)"]
     return table([*header, "largest error of a score (1)", "100 documents, ms (1)"], lines)
 
