@@ -103,6 +103,8 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
     if not parts:
         raise ValueError("parts must hold at least one Embeddings, got none")
     first = parts[0]
+    if len(parts) == 1:
+        return first
     sparse = [part.sparse for part in parts if part.sparse is not None]
     tokens = [part.tokens for part in parts if part.tokens is not None]
     return Embeddings(

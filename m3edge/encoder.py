@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m3edge.embeddings import Embeddings, SparseRows, TokenRows, offsets_of
+from m3edge.embeddings import Embeddings, SparseRows, TokenRows, concatenate, offsets_of
 from m3edge.errors import CancelledError
 from m3edge.model_folder import (
     DENSE_OUTPUT,
@@ -28,9 +28,11 @@ from m3edge.tokenization import TokenizedText, Tokenizer
 HEADS = {"dense": DENSE_OUTPUT, "sparse": SPARSE_OUTPUT, "tokens": TOKENS_OUTPUT}
 ALL_HEADS = tuple(HEADS)
 
-# Padded tokens a batch. Enough for a CPU's products to run at full rate; in larger batches long texts are padded, and
-# attention with a mask takes twice the time (measured on mini int8: 512 gives a fifth more than 4096). GPUs want more.
+# Padded tokens a batch. Enough for a CPU's products to run at full rate; in larger batches more texts are padded, and
+# attention with a mask takes half as long again (measured on mini int8: 512 gives a fifth more than 4096). GPUs want
+# more.
 _DEFAULT_BATCH_TOKENS = 512
+_WORTH_A_RUN = 64  # tokens of equal texts that gain more from attention without a mask than they lose by fewer rows
 _BLOCK_TEXTS = 4096  # texts tokenized and sorted by length together
 
 
@@ -50,7 +52,6 @@ class Encoder:
         self.session = session
         self.tokenizer = tokenizer
         self.mcls_interval = _checked_mcls_interval(mcls_interval, info)
-        self._dropped_ids = np.array(info.special_ids, np.int64)
 
     @classmethod
     def load(
@@ -146,24 +147,26 @@ class Encoder:
         max_length = self._checked_max_length(max_length)
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
-        rows = _RowCollector(self.info, heads, len(texts), self._dropped_ids)
+        blocks = []
         with progress_bar(len(texts), "text", "encoding", progress) as bar:
-            for start in range(0, len(texts), _BLOCK_TEXTS):
+            for start in range(0, max(1, len(texts)), _BLOCK_TEXTS):
                 block = self.tokenizer.tokenize(
                     texts[start : start + _BLOCK_TEXTS],
                     prefix=prefix,
                     max_length=max_length,
                     mcls_interval=self.mcls_interval,
                 )
+                rows = _BlockRows(self.info, heads, block)
                 for batch in plan_batches([len(text.ids) for text in block], batch_tokens):
                     if cancel is not None and cancel.is_set():
                         raise CancelledError(f"encoding was cancelled after {bar.n} of {len(texts)} texts")
                     members = [block[i] for i in batch]
                     outputs = self.session.run(*_padded(members, self.info.pad_id), [HEADS[head] for head in heads])
                     for row, i in enumerate(batch):
-                        rows.put(start + i, block[i], {h: out[row] for h, out in zip(heads, outputs, strict=True)})
+                        rows.put(i, {h: out[row] for h, out in zip(heads, outputs, strict=True)})
                     bar.update(len(batch))
-        return rows.embeddings()
+                blocks.append(rows.embeddings())
+        return concatenate(blocks)
 
     def _checked_max_length(self, max_length: int | None) -> int:
         if max_length is None:
@@ -173,31 +176,34 @@ class Encoder:
         return max_length
 
 
-class _RowCollector:
-    """Takes the texts' outputs in any order and gives them back as Embeddings in the order of the texts."""
+class _BlockRows:
+    """Takes the outputs of a block's texts in any order and gives them back as Embeddings in the order of the texts."""
 
-    def __init__(self, info: ModelInfo, heads: Sequence[str], n_texts: int, dropped_ids: np.ndarray) -> None:
+    def __init__(self, info: ModelInfo, heads: Sequence[str], block: Sequence[TokenizedText]) -> None:
         self._heads = heads
-        self._dropped_ids = dropped_ids
-        self._token_dim = info.token_dim
-        self._truncated = np.zeros(n_texts, bool)
-        self._dense = np.zeros((n_texts, info.dense_dim), np.float32)
-        self._sparse: list = [None] * n_texts
-        self._tokens: list = [None] * n_texts
+        self._block = block
+        self._dropped_ids = np.array(info.special_ids, np.int64)
+        self._dense = np.empty((len(block), info.dense_dim if "dense" in heads else 0), np.float32)
+        self._sparse: list = [None] * len(block)
+        # In their final place at once: of a long text they are the largest thing there is, and would be there twice.
+        self._offsets = offsets_of([len(text.content) for text in block])
+        n_vectors = int(self._offsets[-1]) if "tokens" in heads else 0
+        self._vectors = np.empty((n_vectors, info.token_dim), np.float32)
 
-    def put(self, index: int, text: TokenizedText, outputs: dict[str, np.ndarray]) -> None:
-        """outputs: dense [d], sparse [seq] and tokens [seq, dt] of one text, padding still at the end."""
+    def put(self, i: int, outputs: dict[str, np.ndarray]) -> None:
+        """outputs: dense [d], sparse [seq] and tokens [seq, dt] of text i, padding still at the end."""
+        text = self._block[i]
         content = text.content
-        self._truncated[index] = text.truncated
         if "dense" in outputs:
-            self._dense[index] = outputs["dense"]
+            self._dense[i] = outputs["dense"]
         if "sparse" in outputs:
-            self._sparse[index] = sparse_row(text.ids[content], outputs["sparse"][content], self._dropped_ids)
+            self._sparse[i] = sparse_row(text.ids[content], outputs["sparse"][content], self._dropped_ids)
         if "tokens" in outputs:
-            self._tokens[index] = outputs["tokens"][content]
+            vectors = self._vectors[self._offsets[i] : self._offsets[i + 1]]
+            np.take(outputs["tokens"], content, axis=0, out=vectors, mode="clip")  # the other modes need a buffer
 
     def embeddings(self) -> Embeddings:
-        sparse = tokens = None
+        sparse = None
         if "sparse" in self._heads:
             flat = zip(*self._sparse, strict=True) if self._sparse else ([], [], [])
             parts = [
@@ -205,24 +211,31 @@ class _RowCollector:
                 for dtype, arrays in zip((np.int64, np.float32, np.int32), flat, strict=True)
             ]
             sparse = SparseRows._make([*parts, offsets_of([len(row[0]) for row in self._sparse])])
-        if "tokens" in self._heads:
-            vectors = np.concatenate([np.empty((0, self._token_dim), np.float32), *self._tokens])
-            tokens = TokenRows(vectors, offsets_of([len(rows) for rows in self._tokens]))
-        dense = self._dense if "dense" in self._heads else None
-        return Embeddings(dense=dense, sparse=sparse, tokens=tokens, truncated=self._truncated)
+        return Embeddings(
+            dense=self._dense if "dense" in self._heads else None,
+            sparse=sparse,
+            tokens=TokenRows(self._vectors, self._offsets) if "tokens" in self._heads else None,
+            truncated=np.array([text.truncated for text in self._block], bool),
+        )
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Group texts of similar length: yields lists of positions, longest texts first.
 
-    A batch's padded size, its longest text times its texts, stays within batch_tokens unless it is one text.
+    A batch's padded size, its longest text times its texts, stays within batch_tokens unless it is one text. A batch
+    that would be padded ends with its last text of the first one's length, if so much is worth a run of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths stay in input order
     start = 0
     while start < len(order):
-        size = max(1, batch_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+        longest = lengths[order[start]]
+        batch = order[start : start + max(1, batch_tokens // max(1, longest))]
+        if lengths[batch[-1]] < longest:
+            equal = [i for i in batch if lengths[i] == longest]
+            if len(equal) * longest >= _WORTH_A_RUN:
+                batch = equal
+        yield batch
+        start += len(batch)
 
 
 def _padded(texts: Sequence[TokenizedText], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

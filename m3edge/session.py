@@ -91,10 +91,9 @@ def session_options(onnxruntime: Any, n_threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads  # explicit, so that onnxruntime does not pin threads inside a container
     options.log_severity_level = 3  # errors; what matters of its warnings is checked after loading
-    # Threads wait for the next operator without sleeping, which takes a fifth off the time of small batches, but only
-    # while a run is under way: after it they sleep, and the CPU is the host program's.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Waiting threads sleep. Spinning takes a fifth off the time of small batches on an idle machine, and trebles it on
+    # one whose other programs want the CPU too.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if products_saturate():
         # onnxruntime turns the weights unsigned while loading: exact, and half as fast. It would do so with VNNI too.
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -203,3 +203,8 @@ def test_batches_stay_within_the_token_bound_and_lose_nothing():
     batches = list(plan_batches(lengths, 64))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 64 for batch in batches)
+
+
+def test_texts_of_equal_length_go_without_padding_where_they_are_worth_a_run():
+    assert list(plan_batches([40, 40, 39, 39], 160)) == [[0, 1], [2, 3]]
+    assert list(plan_batches([40, 39, 39], 160)) == [[0, 1, 2]]

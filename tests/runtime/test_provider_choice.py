@@ -1,0 +1,74 @@
+"""Which backend runs, decided against an onnxruntime that claims to have what is not at hand."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from m3edge import ProviderError, session
+
+CPU, CUDA, DIRECTML = "CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider"
+
+
+class _Onnxruntime:
+    """All providers are installed; those not in `working` are silently left out of a session, as onnxruntime does."""
+
+    SessionOptions = onnxruntime.SessionOptions
+
+    def __init__(self, installed: list[str], working: list[str]) -> None:
+        self._installed, self._working = installed, working
+
+    def get_available_providers(self) -> list[str]:
+        return self._installed
+
+    def InferenceSession(self, path: str, options: Any, providers: list[str]) -> Any:
+        assert Path(path).name == "model.onnx"
+        running = [provider for provider in providers if provider in self._working]
+
+        class Running:
+            def get_providers(self) -> list[str]:
+                return running
+
+        return Running()
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    def pretend(installed: list[str], working: list[str]) -> None:
+        monkeypatch.setattr(session, "_import_onnxruntime", lambda: _Onnxruntime(installed, working))
+
+    return pretend
+
+
+def test_cuda_that_falls_back_is_an_error_and_not_a_slow_success(pretend, tmp_path):
+    pretend([CUDA, CPU], [CPU])
+    with pytest.raises(ProviderError, match="'cuda' is installed but onnxruntime fell back to CPUExecutionProvider"):
+        session.open_session(tmp_path, "cuda")
+
+
+def test_cuda_that_is_not_installed_says_what_to_install(pretend, tmp_path):
+    pretend([CPU], [CPU])
+    with pytest.raises(ProviderError, match=r"pip install 'm3edge\[gpu\]'"):
+        session.open_session(tmp_path, "cuda")
+
+
+def test_cuda_that_works_is_what_runs(pretend, tmp_path):
+    pretend([CUDA, CPU], [CUDA, CPU])
+    assert session.open_session(tmp_path, "cuda").provider == "cuda"
+
+
+def test_auto_takes_the_first_that_really_runs_and_warns_of_those_that_do_not(pretend, tmp_path):
+    pretend([CUDA, DIRECTML, CPU], [DIRECTML, CPU])
+    with pytest.warns(RuntimeWarning, match="'cuda' is installed but onnxruntime fell back"):
+        assert session.open_session(tmp_path, "auto").provider == "directml"
+
+
+def test_auto_prefers_cuda_where_it_works(pretend, tmp_path):
+    pretend([CPU, CUDA], [CUDA, CPU])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert session.open_session(tmp_path, "auto").provider == "cuda"
