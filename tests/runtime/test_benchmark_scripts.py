@@ -1,7 +1,6 @@
 """The scripts in benchmarks/, run as their README says, on little data: each leaves a file and prints a table."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -44,8 +43,7 @@ def test_the_papers_tables_have_a_row_for_each_method(run, mini_int8, aligned):
         ("long-en", "long-en"),
     ]  # fmt: skip
     assert report["rows"][-1]["cut"] == 0
-    assert printed.count("| all |") == 3
-    assert printed.count("| bm25 |") == 4  # and once as a column
+    assert all(printed.count(f"\n| {method} |") == 3 for method in ("bm25", "dense", "sparse", "tokens", "all"))
 
 
 def test_a_table_that_is_there_is_not_measured_again(run, mini_int8, aligned, tmp_path):
@@ -79,17 +77,8 @@ def test_peers_run_on_the_same_input_and_what_does_not_says_why(run, mini_fp32, 
     assert report["tasks"]["maxsim"]["rows"][0]["largest_error"] < 0.001
 
 
-def test_every_command_in_the_readme_names_a_script_that_is_there():
+def test_the_readme_lists_every_script_and_no_other():
     text = (BENCHMARKS / "README.md").read_text() + (BENCHMARKS / "bge_m3.md").read_text()
-    for script in re.findall(r"python benchmarks/([\w/]+\.py)", text):
-        command = [sys.executable, BENCHMARKS / script, "--help"]
-        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
-        assert result.returncode == 0, result.stderr
-    listed = set(re.findall(r"\| `([\w/]+\.py)` \|", text))
-    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {
-        "machine.py",
-        "readme_tables.py",
-        "bge_m3.py",
-        "mkqa.py",
-    }
-    assert scripts <= listed
+    named = set(re.findall(r"python benchmarks/([\w/]+\.py)", text))
+    assert all((BENCHMARKS / script).is_file() for script in named)
+    assert {path.name for path in BENCHMARKS.glob("*.py")} - {"machine.py"} <= named
