@@ -13,18 +13,18 @@ from m3edge.kernels import DESCRIPTION as KERNELS
 from m3edge.session import available_cpus
 
 _CHECKOUT = Path(__file__).parent.parent.parent
-_PACKAGES = ("m3edge", "onnxruntime", "hnswlib", "numpy", "tokenizers")
+_PACKAGES = ("m3edge", "onnxruntime", "openvino", "hnswlib", "numpy", "tokenizers")
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, threads, versions, kernels, commit and date, as JSON. The commit is None where m3edge is no checkout."""
+    """CPU, threads, kernels, installed versions, commit and date, as JSON; no commit where m3edge is no checkout."""
     return {
         "cpu": cpu_name(),
         "threads": available_cpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "kernels": KERNELS,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: number for name in _PACKAGES if (number := _version(name))},
         "commit": _commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
@@ -40,11 +40,11 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def _version(name: str) -> str:
+def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def _commit() -> str | None:
