@@ -7,6 +7,7 @@ import pytest
 
 from m3edge import Index, tuning
 from m3edge.cli import main
+from m3edge.corpus import Candidates
 from m3edge.errors import FormatError
 from m3edge.evaluation import import_ir_measures, read_beir
 from m3edge.tuning import Choice, tune
@@ -84,6 +85,16 @@ def test_the_best_of_many_random_choices_is_called_noise(rng):
 def test_a_choice_is_never_judged_by_queries_that_chose_it():
     # each choice is right for one query alone: whoever is judged by others' choices gets nothing
     assert tuning._cross_validated(np.eye(6), folds=6, seed=0).sum() == 0
+
+
+def test_a_part_without_weight_puts_no_document_forward():
+    ones = np.ones(2, np.float32)
+    found = Candidates(np.arange(2), np.array([True, False]), np.array([False, True]), ones, ones, ones)
+    names = ["of dense", "of sparse"]
+    assert set(tuning._ranked(found, names, tuning.Weights(1, 1, 1), 10)) == set(names)
+    assert set(tuning._ranked(found, names, tuning.Weights(1, 0, 1), 10)) == {"of dense"}
+    assert set(tuning._ranked(found, names, tuning.Weights(0, 0, 1), 10)) == {"of dense"}
+    assert set(tuning._ranked(found, names, tuning.Weights(0, 1, 1), 10)) == {"of sparse"}
 
 
 def test_passages_are_judged_by_the_document_they_are_part_of(encoder, dataset, tmp_path):
