@@ -3,7 +3,7 @@
     python benchmarks/peers/run.py build/test-models ../shared/data/beir/piaf-fr
 
 Makes an environment for every peer in build/peers (minutes, and gigabytes where PyTorch is one of its needs), then lets
-all contestants of a task run in turn, three rounds. Writes benchmarks/results/peers.json, from which the tables in
+all contestants of a task run in turn, three rounds. Writes benchmarks/results/peers-TASK.json, from which the tables in
 README.md and benchmarks/README.md are made. What does not run says why in its row.
 """
 
@@ -31,7 +31,6 @@ from m3edge.files import write_atomically  # noqa: E402
 from m3edge.scoring import maxsim  # noqa: E402
 
 PLACE = ROOT / "build" / "peers"
-OUT = RESULTS / "peers.json"
 TORCH = "torch==2.13.0"  # first and alone: another package's range would take a build with gigabytes of CUDA
 
 # What an environment holds; None is the one this script runs in.
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prepare", action="store_true", help="make environments and input, measure nothing")
     parser.add_argument("--peers", nargs="*", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), help="only these")
-    parser.add_argument("--out", type=Path, default=OUT, help="result file; other tasks' rows in it are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for peers-TASK.json; %(default)s")
     options = parser.parse_args()
 
     data = prepare_input(options)
@@ -108,17 +107,16 @@ def main() -> None:
     if options.prepare:
         print(json.dumps(missing))
         return
-    report = json.loads(options.out.read_bytes()) if options.out.exists() else {"tasks": {}}
     for name in options.tasks:
         rows = run_task(name, TASKS[name], data, missing, options)
-        report["tasks"][name] = {
+        report = {
             "machine": describe_machine(),
             "threads": 1 if name == "dense" else options.threads,
             "rounds": options.rounds,
             "data": json.loads((data / "about.json").read_text())[name],
             "rows": rows,
         }
-        write_atomically(options.out, json.dumps(report, indent=1).encode() + b"\n")
+        write_atomically(options.out / f"peers-{name}.json", json.dumps(report, indent=1).encode() + b"\n")
         for row in rows:
             print(name, json.dumps(row))
 
