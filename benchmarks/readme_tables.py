@@ -74,6 +74,11 @@ def bench_setup() -> str:
     )
 
 
+def bench_picture() -> str:
+    names = ", ".join(model["precision"] for model in result(f"{BENCH}/bench")["models"])
+    return f"![nDCG@10 against the time of a query, for {names}](benchmarks/results/{BENCH}/quality-latency.svg)"
+
+
 def bench_speed() -> str:
     return speed_table(result(f"{BENCH}/bench")["models"])
 
@@ -290,6 +295,7 @@ def precisions() -> str:
 
 MADE: dict[str, Callable[[], str]] = {
     "bench-setup": bench_setup,
+    "bench-picture": bench_picture,
     "bench-speed": bench_speed,
     "bench-quality": bench_quality,
     "bench-parts": bench_parts,
