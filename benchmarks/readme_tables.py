@@ -158,8 +158,7 @@ def peers_dense() -> str:
 def peers_setup() -> str:
     """What each task ran on, and who did not run and why."""
     lines = []
-    for name in PEER_TASKS:
-        task = result(f"peers-{name}")
+    for name, task in _peer_tasks().items():
         machine = task["machine"]
         lines.append(
             f"- `{name}`: {task['data']}; {task['threads']} threads of an {machine['cpu']}, medians of "
@@ -170,9 +169,14 @@ def peers_setup() -> str:
 
 
 def peers_versions() -> str:
-    rows = [row for name in PEER_TASKS for row in result(f"peers-{name}")["rows"] if "version" in row]
+    rows = [row for task in _peer_tasks().values() for row in task["rows"] if "version" in row]
     names = {row["name"].split(",")[0].split(" ")[0]: row["version"] for row in rows}
     return ", ".join(f"{name} {version}" for name, version in names.items())
+
+
+def _peer_tasks() -> dict[str, Any]:
+    """Those that have been measured."""
+    return {name: result(f"peers-{name}") for name in PEER_TASKS if (RESULTS / f"peers-{name}.json").exists()}
 
 
 def _running(task: str) -> list[dict[str, Any]]:
