@@ -2,7 +2,7 @@
 # it where there is a compiler; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cpu,export,train,mini,eval,dev
+EXTRAS := cpu,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
 KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py maxsim.py postings.py)
 

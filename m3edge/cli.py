@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m3edge.bench.commands import add_commands, noted_model
 from m3edge.encoder import HEADS, Encoder
 from m3edge.errors import FormatError, M3EdgeError
 from m3edge.index import CheckReport, Document, Hit, Index
@@ -138,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _add_session_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    add_commands(commands)  # bench and tune
     return parser
 
 
@@ -320,7 +323,7 @@ def _read_path(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _search(options: argparse.Namespace) -> None:
-    folder = options.model or _noted_model(options.index)
+    folder = options.model or noted_model(options.index)
     encoder = _load(options, folder)
     with Index.open(options.index, encoder, progress=None) as index:
         hits = index.search(
@@ -356,14 +359,6 @@ def format_hit(rank: int, hit: Hit, width: int = 90) -> str:
     text = " ".join(hit.text.split())
     beginning = text if len(text) <= width else text[: width - 1] + "…"
     return f"{rank:3}. {hit.score:.3f}  ({parts})  {hit.metadata.get('document', hit.id)}{line}\n      {beginning}"
-
-
-def _noted_model(index_folder: Path) -> Path:
-    with Index.open(index_folder) as index:
-        noted = index.note("model_folder")
-    if noted is None:
-        raise ValueError(f"{index_folder} does not say where its model folder is; name it with --model")
-    return Path(noted)
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:

@@ -79,6 +79,14 @@ def beir() -> Callable[[str], Path]:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 24 short documents and 12 judged queries in the BEIR layout, for what need not be hard."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    shutil.copytree(ROOT / "tests" / "data" / "small-beir", folder)
+    return folder
+
+
 def _build(folders: list[Path], command: list[str]) -> None:
     """Let `m3edge-export` make these folders, unless they are there and nothing that decides their content changed."""
     sources = sorted(path for path in (ROOT / "export").rglob("*.*") if path.suffix in _SOURCES)

@@ -62,10 +62,13 @@ class HnswGraph:
         self.last_row = int(rows[-1])
 
     def delete(self, rows: np.ndarray) -> None:
-        """Hide rows, which are in the graph and not hidden yet, from every later search."""
+        """Hide rows from every later search; a row that is not in the graph, or is hidden, is passed over."""
         for row in rows.tolist():
-            self._graph.mark_deleted(row)
-        self._n_deleted += len(rows)
+            try:
+                self._graph.mark_deleted(row)
+            except RuntimeError:  # hnswlib's word for both
+                continue
+            self._n_deleted += 1
 
     def restore_deleted(self, n: int) -> None:
         """After loading: the file keeps the marks, but hnswlib does not count them."""

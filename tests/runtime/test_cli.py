@@ -231,7 +231,7 @@ def test_eval_prints_the_promised_json_and_nothing_else(run, tmp_path, mini_fp32
         "all-bm25",
         "all-long",
     }
-    assert set(result["modes"]["all"]) == {"nDCG@10", "R@100"}
+    assert set(result["modes"]["all"]) == {"nDCG@10", "R@100", "RR@10"}
     code, out, _ = run("eval", mini_fp32, tmp_path)
     assert "dense+sparse" in out
 
