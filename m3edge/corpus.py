@@ -180,11 +180,15 @@ class IndexedCorpus(Corpus):
     def __init__(self, index: Index) -> None:
         if index.encoder is None:
             raise ValueError("index must be opened with its encoder")
-        state, info = index._state, index.encoder.info
-        alive = state.postings.alive
-        dense = np.zeros((len(state.rows), info.dense_dim), np.float32)
-        dense[alive] = state.graph.vectors(state.rows[alive])
-        stored = index._store.documents(state.rows[alive].tolist())
+        if index.token_codec == "none":
+            raise ValueError("index must hold token vectors, this one was made with token_codec='none'")
+        info = index.encoder.info
+        with index._view.reading() as (snapshot, tokens, state):
+            alive = state.postings.alive
+            dense = np.zeros((len(state.rows), info.dense_dim), np.float32)
+            dense[alive] = state.dense.vectors(np.flatnonzero(alive))
+            stored = snapshot.documents(state.rows[alive].tolist())
+            state.compare_tokens(tokens, np.flatnonzero(alive))
         self.ids = [stored[row].id if row in stored else "" for row in state.rows.tolist()]
         self.documents = [
             str(stored[row].metadata.get("document", stored[row].id)) if row in stored else ""
@@ -193,7 +197,7 @@ class IndexedCorpus(Corpus):
         super().__init__(
             dense,
             state.postings,
-            index._tokens,
+            tokens,
             state.token_starts,
             state.token_counts,
             info.presets,

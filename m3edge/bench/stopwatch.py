@@ -19,8 +19,8 @@ PARTS = ("tokenise", "encode", "dense", "sparse", "MaxSim", "fuse")
 class SearchClock:
     """Milliseconds of each of PARTS, for one search after another of one index; for one thread.
 
-    "encode" is everything the encoder does but tokenising; "dense" the graph and the vectors it gives back; "fuse" what
-    is left: joining the candidates, the weighted sum, sorting, and reading the hits' texts.
+    "encode" is everything the encoder does but tokenising; "dense" finding the nearest and handing out vectors;
+    "fuse" what is left: joining the candidates, the weighted sum, sorting, and reading the hits' texts.
     """
 
     def __init__(self, index: Index) -> None:
@@ -32,17 +32,19 @@ class SearchClock:
         index, encoder = self._index, self._index.encoder
         assert encoder is not None
         self._spent.clear()
-        state = index._state
+        with index._view.reading() as current:
+            _, tokens, state = current
         with ExitStack() as stack:
             for owner, name, part in (
                 (encoder.tokenizer, "tokenize", "tokenise"),
                 (encoder, "encode_queries", "encoder"),
-                (state.graph, "search", "dense"),
-                (state.graph, "vectors", "dense"),
+                (state.dense, "search", "dense"),
+                (state.dense, "vectors", "dense"),
                 (state.postings, "query", "sparse"),
                 (state.postings, "top", "sparse"),
                 (state.postings, "scores", "sparse"),
-                (index._tokens, "scores", "MaxSim"),
+                (state, "compare_tokens", "MaxSim"),
+                (tokens, "scores", "MaxSim"),
             ):
                 stack.enter_context(self._timed(owner, name, part))
             started = time.perf_counter()
