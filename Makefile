@@ -2,9 +2,9 @@
 # it where there is a compiler; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cpu,openvino,export,train,mini,eval,dev
+EXTRAS := cpu,openvino,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
-KERNEL_TESTS := tests/runtime/test_maxsim.py tests/runtime/test_postings.py
+KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py maxsim.py postings.py)
 
 .PHONY: install demo test soak sanitize lint clean
 

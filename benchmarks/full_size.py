@@ -52,17 +52,16 @@ for name in ("whole.onnx", "whole.onnx_data"):
     (folder / name).unlink()
 """
 
-# One text of so many tokens in a fresh process. VmHWM and not getrusage: the latter's peak is the parent's too.
+# One text of so many tokens in a fresh process.
 _MEMORY_SCRIPT = """
 import sys
-from pathlib import Path
 from m3edge import Encoder
+from m3edge.bench.memory import peak_memory_mb
 encoder = Encoder.load(sys.argv[1], "cpu", verify=False)
 text = "file " * int(sys.argv[2])
 embeddings = encoder.encode(text, max_length=int(sys.argv[2]))
 assert len(embeddings.tokens.vectors) == int(sys.argv[2]) - 1, len(embeddings.tokens.vectors)
-(line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(int(line.split()[1]) * 1.024 / 1000)
+print(peak_memory_mb())
 """
 
 

@@ -2,7 +2,7 @@
 
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
-from m3edge.errors import CancelledError, FormatError, M3EdgeError, ModelMismatchError, ProviderError
+from m3edge.errors import CancelledError, FormatError, IndexLockedError, M3EdgeError, ModelMismatchError, ProviderError
 from m3edge.index import Document, Hit, Index
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __all__ = [
     "FormatError",
     "Hit",
     "Index",
+    "IndexLockedError",
     "M3EdgeError",
     "ModelMismatchError",
     "ProviderError",

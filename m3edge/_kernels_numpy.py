@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from m3edge._dense_numpy import dense_candidates as dense_candidates
+from m3edge._dense_numpy import dense_codes as dense_codes
 from m3edge._postings_numpy import PostingBlock as PostingBlock
 from m3edge._postings_numpy import count_postings as count_postings
 from m3edge._postings_numpy import score_postings as score_postings
 from m3edge._postings_numpy import top_postings as top_postings
+from m3edge._shared_numpy import check_array
+from m3edge._shared_numpy import quantize_rows as quantize_rows
 
 
 def maxsim_records(
@@ -26,10 +30,10 @@ def maxsim_records(
     returns float32 [n], the mean over the query's tokens of the best product; 0 for a document or a query without any
     Raises TypeError for an array of another type or not C-contiguous, ValueError for shapes that do not fit.
     """
-    _check_array("query", query, np.float32, 2)
-    _check_array("records", records, np.uint8, 2)
-    _check_array("starts", starts, np.int64, 1)
-    _check_array("counts", counts, np.int64, 1)
+    check_array("query", query, np.float32, 2)
+    check_array("records", records, np.uint8, 2)
+    check_array("starts", starts, np.int64, 1)
+    check_array("counts", counts, np.int64, 1)
     if bits not in (8, 4, 1):
         raise ValueError(f"bits must be 8, 4 or 1, got {bits}")
     dim = query.shape[1]
@@ -104,25 +108,3 @@ def unpack_records(records: np.ndarray, bits: int, dim: int) -> tuple[np.ndarray
     if bits == 8:
         return codes.view(np.int8), scales
     return (codes.astype(np.int8) - 8 if bits == 4 else codes.astype(np.int8) * 2 - 1), scales
-
-
-def quantize_rows(vectors: np.ndarray, largest_code: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric quantization, each row by its largest absolute value.
-
-    vectors: float32 [n, dim]; returns codes int8 [n, dim], -largest_code … largest_code, and scales float32 [n]
-    """
-    largest = np.abs(vectors).max(axis=1, initial=0)
-    tiny = largest < 1e-30  # its inverse would overflow; such a row is stored as 0
-    limit = np.float32(largest_code)
-    inverse = np.where(tiny, np.float32(0), limit / np.where(tiny, np.float32(1), largest))
-    codes = np.rint(np.clip(vectors * inverse[:, None], -limit, limit)).astype(np.int8)
-    return codes, np.where(tiny, np.float32(0), largest / limit)
-
-
-def _check_array(name: str, array: np.ndarray, dtype: type, ndim: int) -> None:
-    """As nanobind does for the native kernels: nothing is converted behind the caller's back."""
-    if array.dtype != dtype or array.ndim != ndim or not array.flags.c_contiguous:
-        layout = "" if array.flags.c_contiguous else ", not C-contiguous"
-        raise TypeError(
-            f"{name} must be C-contiguous {np.dtype(dtype)} with {ndim} axes, got {array.dtype} {array.shape}{layout}"
-        )

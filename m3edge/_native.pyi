@@ -1,4 +1,5 @@
-"""The C++ kernels (native/): what each computes, its twin in _kernels_numpy.py or _postings_numpy.py says."""
+"""The C++ kernels (native/): what each computes, its twin in _kernels_numpy.py, _dense_numpy.py or
+_postings_numpy.py says."""
 
 from collections.abc import Sequence
 
@@ -16,6 +17,16 @@ def set_instruction_set(name: str) -> None:
 def maxsim_records(
     query: np.ndarray, records: np.ndarray, bits: int, starts: np.ndarray, counts: np.ndarray, n_threads: int
 ) -> np.ndarray: ...
+def dense_codes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+def dense_candidates(
+    query: np.ndarray,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    errors: np.ndarray,
+    allowed: np.ndarray,
+    k: int,
+    n_threads: int,
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 class PostingBlock:
     def __init__(

@@ -8,29 +8,34 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from m3edge.bench.commands import add_commands, noted_model
 from m3edge.encoder import HEADS, Encoder
 from m3edge.errors import FormatError, M3EdgeError
-from m3edge.index import Document, Hit, Index
+from m3edge.index import CheckReport, Document, Hit, Index
+from m3edge.index.check import BACKUP, ENCODE, REBUILD, check_index
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.store import FILE_NAME as STORE_FILE
+from m3edge.index.store import Store
 from m3edge.index.tokens import CODECS
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.kernels import DESCRIPTION as KERNELS
 from m3edge.model_folder import MANIFEST, PRESETS, read_model_folder
 from m3edge.passages import split_passages
+from m3edge.progress import progress_bar
 from m3edge.session import PROVIDERS, open_session
 
 _TEXT_ENDINGS = frozenset({".txt", ".md", ".rst", ".text", ".adoc", ".tex", ".html", ".htm", ".csv", ".log"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 for an error that is said on stderr, 2 for wrong usage."""
+    """Run one command; returns its exit code: 0; 1 for an error, said on stderr, or for damage; 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
     except (M3EdgeError, OSError, ValueError, TypeError, ImportError) as error:
         if isinstance(error, BrokenPipeError):
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("m3edge: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--token-codec", choices=CODECS, default="int8", help=f"how a new index keeps token vectors; {_DEFAULT}"
     )
+    index.add_argument(
+        "--token-pooling",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help=f"a new index merges a passage's token vectors into a half or a third as many; {_DEFAULT}",
+    )
     _add_session_options(index)
     index.set_defaults(run=_index)
 
@@ -90,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         default="m3",
         help=f"how the sparse part scores: learned, also rare, BM25; {_DEFAULT}",
     )
+    search.add_argument(
+        "--filter",
+        type=_json,
+        metavar="JSON",
+        help="""what metadata must fulfil, such as '{"year": {"$gte": 2020}}'; see m3edge/index/filters.py""",
+    )
     search.add_argument("--explain", action="store_true", help="say which tokens made each hit score")
     search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _add_session_options(search)
@@ -100,6 +118,20 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     info.set_defaults(run=_info)
 
+    check = commands.add_parser("check", help="compare an index with its checksums; exit code 1 for damage")
+    check.add_argument("index", type=Path, metavar="INDEX", help="index folder")
+    check.add_argument("--repair", action="store_true", help="make again what can be made from whole documents")
+    check.add_argument(
+        "--model", type=Path, metavar="MODEL", help="model folder to repair with; by default the one it was built with"
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    _add_session_options(check)
+    check.set_defaults(run=_check)
+
+    compact = commands.add_parser("compact", help="give back the room of an index's deleted documents")
+    compact.add_argument("index", type=Path, metavar="INDEX", help="index folder")
+    compact.set_defaults(run=_compact)
+
     evaluate = commands.add_parser("eval", help="measure retrieval quality on a data set in the BEIR layout")
     evaluate.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     evaluate.add_argument("data", type=Path, metavar="BEIR_FOLDER", help="corpus.jsonl, queries.jsonl, qrels/test.tsv")
@@ -107,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _add_session_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    add_commands(commands)  # bench and tune
     return parser
 
 
@@ -140,6 +174,13 @@ def _weights(value: str) -> str | list[float]:
     return numbers
 
 
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {value!r} ({error})") from error
+
+
 def _load(options: argparse.Namespace, model: Path) -> Encoder:
     return Encoder.load(model, options.provider, n_threads=options.threads, cache=options.cache)
 
@@ -167,6 +208,16 @@ def _encode(options: argparse.Namespace) -> None:
 # index
 
 
+_COMMIT_PASSAGES = 256  # what a kill can cost, at most
+
+
+class _FileDocument(NamedTuple):
+    """A document of the files to be indexed, cut into passages."""
+
+    id: str
+    passages: list[Document]
+
+
 def _index(options: argparse.Namespace) -> None:
     for path in options.paths:
         if not path.exists():
@@ -174,54 +225,79 @@ def _index(options: argparse.Namespace) -> None:
     encoder = _load(options, options.model)
     is_new = not options.index.exists() or not any(options.index.iterdir())
     index = (
-        Index.create(options.index, encoder, token_codec=options.token_codec)
+        Index.create(options.index, encoder, token_codec=options.token_codec, token_pooling=options.token_pooling)
         if is_new
         else Index.open(options.index, encoder, progress=None)
     )
     try:
-        with index:
-            counts: dict[str, int] = {}
-            documents = _read_documents(options.paths, encoder, options.passage_tokens, counts)
-            report = index.upsert(documents, progress=None)
-            index.delete(_left_over_passages(index, counts))
-            index.set_note("model_folder", str(options.model.resolve()))  # so that `search` finds it
-            print(f"{report.added} passages added, {len(index)} in the index {options.index}")
+        with index, progress_bar(None, "passage", "indexing", None) as bar:
+            if index.note("model_folder") != str(options.model.resolve()):
+                index.set_note("model_folder", str(options.model.resolve()))  # so that `search` finds it
+            added = seen = 0
+            for batch in _batches(_read_documents(options.paths, encoder, options.passage_tokens)):
+                passages = [passage for document in batch for passage in document.passages]
+                new = [passage for passage in passages if index.get(passage.id) != passage]
+                left_over = [id_ for document in batch for id_ in _left_over_passages(index, document)]
+                if new or left_over:
+                    with index.transaction():
+                        added += index.upsert(new).added
+                        index.delete(left_over)
+                seen += len(passages)
+                bar.update(len(passages))
+            unchanged = f", {seen - added} unchanged" if seen > added else ""
+            print(f"{added} passages added{unchanged}, {len(index)} in the index {options.index}")
     except BaseException:
-        if is_new:
+        if is_new and _is_empty(options.index):
             shutil.rmtree(options.index)
         raise
 
 
-def _read_documents(
-    paths: Sequence[Path], encoder: Encoder, passage_tokens: int | None, counts: dict[str, int]
-) -> Iterator[Document]:
-    """Every passage of every document under the paths, in order; metadata say of which document and where in it.
+def _is_empty(folder: Path) -> bool:
+    with Index.open(folder) as index:
+        return len(index) == 0
 
-    counts: filled with the number of passages of each document
-    """
+
+def _batches(documents: Iterator[_FileDocument]) -> Iterator[list[_FileDocument]]:
+    """Whole documents, until a batch has enough passages to be committed. Raises ValueError for an id that came twice:
+    of two documents only one can have it."""
+    batch: list[_FileDocument] = []
+    seen: set[str] = set()
+    for document in documents:
+        if document.id in seen:
+            raise ValueError(f"id {document.id!r} came twice; every document needs an _id, or a path, of its own")
+        seen.add(document.id)
+        batch.append(document)
+        if sum(len(document.passages) for document in batch) >= _COMMIT_PASSAGES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _read_documents(paths: Sequence[Path], encoder: Encoder, passage_tokens: int | None) -> Iterator[_FileDocument]:
+    """Every document under the paths, in order; its passages' metadata say where in it they stand."""
     for path in paths:
         for id_, text, metadata in _read_path(path):
-            passages = split_passages(text, encoder, passage_tokens)
-            counts[id_] = len(passages)
-            for number, (start, end) in enumerate(passages):
+            places = split_passages(text, encoder, passage_tokens)
+            passages = []
+            for number, (start, end) in enumerate(places):
                 place = {"document": id_, "start": start, "end": end, "line": text.count("\n", 0, start) + 1}
-                yield Document(_passage_id(id_, number, len(passages)), text[start:end], {**metadata, **place})
+                passages.append(Document(_passage_id(id_, number, len(places)), text[start:end], {**metadata, **place}))
+            yield _FileDocument(id_, passages)
 
 
 def _passage_id(id_: str, number: int, count: int) -> str:
     return id_ if count == 1 else f"{id_}#{number}"
 
 
-def _left_over_passages(index: Index, counts: dict[str, int]) -> list[str]:
+def _left_over_passages(index: Index, document: _FileDocument) -> list[str]:
     """Ids of passages that a document had when it was indexed before, and no longer has."""
-    left_over = []
-    for id_, count in counts.items():
-        if count > 1 and id_ in index:
-            left_over.append(id_)
-        number = count if count > 1 else 0
-        while (passage_id := f"{id_}#{number}") in index:
-            left_over.append(passage_id)
-            number += 1
+    count = len(document.passages)
+    left_over = [document.id] if count > 1 and document.id in index else []
+    number = count if count > 1 else 0
+    while (passage_id := f"{document.id}#{number}") in index:
+        left_over.append(passage_id)
+        number += 1
     return left_over
 
 
@@ -250,11 +326,16 @@ def _read_path(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _search(options: argparse.Namespace) -> None:
-    folder = options.model or _noted_model(options.index)
+    folder = options.model or noted_model(options.index)
     encoder = _load(options, folder)
     with Index.open(options.index, encoder, progress=None) as index:
         hits = index.search(
-            options.query, options.k, weights=options.weights, lexical=options.lexical, explain=options.explain
+            options.query,
+            options.k,
+            weights=options.weights,
+            filter=options.filter,
+            lexical=options.lexical,
+            explain=options.explain,
         )
     if options.json:
         print(json.dumps({"query": options.query, "hits": [_as_json(hit) for hit in hits]}, ensure_ascii=False))
@@ -281,14 +362,6 @@ def format_hit(rank: int, hit: Hit, width: int = 90) -> str:
     text = " ".join(hit.text.split())
     beginning = text if len(text) <= width else text[: width - 1] + "…"
     return f"{rank:3}. {hit.score:.3f}  ({parts})  {hit.metadata.get('document', hit.id)}{line}\n      {beginning}"
-
-
-def _noted_model(index_folder: Path) -> Path:
-    with Index.open(index_folder) as index:
-        noted = index.note("model_folder")
-    if noted is None:
-        raise ValueError(f"{index_folder} does not say where its model folder is; name it with --model")
-    return Path(noted)
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:
@@ -352,22 +425,75 @@ def _running_provider(folder: Path) -> str:
 
 def _describe_index(folder: Path) -> dict[str, Any]:
     with Index.open(folder) as index:
-        index.check()
+        report = index.check()
+        if not report.sound:
+            raise FormatError(f"{report.problems[0].file}: {report.problems[0].what}; see `m3edge check {folder}`")
         return {
             "kind": "index",
             "documents": len(index),
             "model": index.model,
+            "dense": index.dense_mode,
             "token_codec": index.token_codec,
             "token_pooling": index.token_pooling,
             "model_folder": index.note("model_folder"),
             "size_bytes": _folder_size(folder),
             "kernels": KERNELS,
-            "checksums": "all token vectors match",
+            "checksums": "all files match",
         }
 
 
 def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+# check, compact
+
+
+def _check(options: argparse.Namespace) -> int:
+    report = check_index(options.index, progress=None)
+    if options.repair and not report.sound:
+        report = Index.repair(options.index, _repairing_encoder(options, report), progress=None)
+    if options.json:
+        problems = [problem._asdict() for problem in report.problems]
+        print(json.dumps({"sound": report.sound, "documents": report.documents, "problems": problems}))
+        return 0 if report.sound else 1
+    for problem in report.problems:
+        print(f"{problem.file}: {problem.what}{_named(problem.documents)}\n    {_REMEDIES[problem.remedy]}")
+    print(f"{options.index}: {'sound' if report.sound else 'damaged'}, {report.documents} documents")
+    return 0 if report.sound else 1
+
+
+_REMEDIES = {
+    REBUILD: "--repair makes it again from the documents",
+    ENCODE: "--repair encodes these documents again; needs the model (--model)",
+    BACKUP: "restore a backup, or build the index again",
+}
+
+
+def _repairing_encoder(options: argparse.Namespace, report: CheckReport) -> Encoder | None:
+    """The encoder, where documents are to be encoded again and the model is at hand."""
+    if not any(problem.remedy == ENCODE for problem in report.problems):
+        return None
+    folder = options.model
+    if folder is None:
+        with closing(Store(options.index).snapshot()) as snapshot:
+            noted = snapshot.note("model_folder")
+        folder = Path(noted) if noted and Path(noted).is_dir() else None
+    return _load(options, folder) if folder is not None else None
+
+
+def _named(ids: Sequence[str], most: int = 5) -> str:
+    if not ids:
+        return ""
+    return f" ({len(ids)} documents: {', '.join(ids[:most])}{', …' if len(ids) > most else ''})"
+
+
+def _compact(options: argparse.Namespace) -> None:
+    with Index.open(options.index, progress=None) as index:
+        report = index.compact(progress=None)
+        print(
+            f"{options.index}: {len(index)} documents, {report.bytes_before:,} bytes before, {report.bytes_after:,} now"
+        )
 
 
 # eval

@@ -3,6 +3,7 @@
     M3EdgeError
     ├── FormatError (ValueError)         a file or folder is not what it should be: names it and the way out
     ├── ModelMismatchError (ValueError)  an index is used with a model it was not built with
+    ├── IndexLockedError                 another process is writing to the index: names it
     ├── ProviderError (RuntimeError)     the requested hardware backend is not there, or is not what really runs
     └── CancelledError                   the caller asked a long job to stop
 
@@ -20,6 +21,10 @@ class FormatError(M3EdgeError, ValueError):
 
 class ModelMismatchError(M3EdgeError, ValueError):
     """An index was opened or searched with vectors of another model than it was built with."""
+
+
+class IndexLockedError(M3EdgeError):
+    """Another process, or another Index on the same folder, is writing."""
 
 
 class ProviderError(M3EdgeError, RuntimeError):

@@ -1,32 +1,24 @@
-"""Retrieval quality of a model on a data set in the BEIR layout: nDCG@10 and Recall@100 for each way of scoring.
+"""Retrieval quality of a model on data in the BEIR layout: nDCG@10, Recall@100 and MRR@10 for each way of scoring.
 
-The scores come from the parts an index searches with, run exactly; the metrics come from ir-measures.
+The rankings come from corpus.py, the metrics from ir-measures.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from m3edge.embeddings import Embeddings, SparseRows, offsets_of
+from m3edge.corpus import MODES, Corpus, EncodedCorpus, query_parts
+from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
-from m3edge.index.sparse import LEXICAL, PostingIndex
-from m3edge.index.tokens import TokenStore
 from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.progress import progress_bar
-from m3edge.scoring import Weights, hybrid_scores, resolve_weights
 
-MODES = ("dense", "sparse", "sparse-idf", "bm25", "tokens", "dense+sparse", "all", "all-idf", "all-bm25", "all-long")
-METRICS = ("nDCG@10", "R@100")
-
-_CANDIDATES = 200  # documents the dense and the sparse part each put forward; the paper reranks 200
-_DEPTH = 100  # documents ranked for a query: what Recall@100 looks at
-_BLOCK_TEXTS = 512
+METRICS = ("nDCG@10", "R@100", "RR@10")  # as ir-measures names them; the mean of RR@10 is MRR@10
 
 
 class BeirDataset(NamedTuple):
@@ -50,10 +42,13 @@ class Evaluation(NamedTuple):
         return self._asdict()
 
 
-def read_beir(folder: Path | str, *, split: str = "test", n_queries: int | None = None) -> BeirDataset:
+def read_beir(
+    folder: Path | str, *, split: str = "test", n_queries: int | None = None, n_documents: int | None = None
+) -> BeirDataset:
     """Read `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`.
 
-    n_queries: take only the first so many judged queries, in the order of the file
+    n_queries:   take only the first so many judged queries, in the order of the file
+    n_documents: take only so many documents: those judged for these queries, all of them, then the file's first
     Raises FormatError naming file and line for what is missing or malformed.
     """
     folder = Path(folder)
@@ -71,6 +66,11 @@ def read_beir(folder: Path | str, *, split: str = "test", n_queries: int | None 
     chosen = list(queries)[:n_queries]
     if not corpus or not chosen:
         raise FormatError(f"{folder}: has no {'judged queries' if corpus else 'documents'}; expected the BEIR layout")
+    if n_documents is not None:
+        judged = {document for id_ in chosen for document in qrels[id_]}
+        others = [id_ for id_ in corpus if id_ not in judged][: max(0, n_documents - len(judged))]
+        kept = judged.union(others)
+        corpus = {id_: text for id_, text in corpus.items() if id_ in kept}
     return BeirDataset(
         folder.resolve().name, corpus, {id_: queries[id_] for id_ in chosen}, {id_: qrels[id_] for id_ in chosen}
     )
@@ -93,19 +93,15 @@ def evaluate(
 
 
 def evaluate_encoded(
-    corpus: EncodedCorpus, queries: Embeddings, dataset: BeirDataset, *, progress: bool | None = False
+    corpus: Corpus, queries: Embeddings, dataset: BeirDataset, *, progress: bool | None = False
 ) -> Evaluation:
     """As `evaluate`, for a corpus and queries that are encoded already, each in the order of the data set."""
-    ir_measures = _import_ir_measures()
+    ir_measures = import_ir_measures()
     document_ids = np.array(list(dataset.corpus))
     runs: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
     with progress_bar(len(queries), "query", "searching", progress) as bar:
         for i, query_id in enumerate(dataset.queries):
-            query = queries[i]
-            assert query.dense is not None
-            assert query.sparse is not None
-            assert query.tokens is not None
-            rankings = corpus.rank(query.dense[0], query.sparse, query.tokens.vectors)
+            rankings = corpus.rank(*query_parts(queries[i]))
             for mode, (positions, scores) in rankings.items():
                 found = document_ids[positions].tolist()
                 runs[mode][query_id] = dict(zip(found, scores.tolist(), strict=True))
@@ -116,81 +112,6 @@ def evaluate_encoded(
         values = ir_measures.calc_aggregate(measures, dataset.qrels, run)
         modes[mode] = {str(measure): round(float(values[measure]), 5) for measure in measures}
     return Evaluation(dataset.name, len(dataset.corpus), len(dataset.queries), modes)
-
-
-class EncodedCorpus:
-    """All documents' vectors: dense and postings in memory, token vectors in a mapped file. Close it, or use `with`."""
-
-    def __init__(
-        self, encoder: Encoder, texts: list[str], *, token_codec: str = "int8", progress: bool | None = False
-    ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="m3edge-eval-")
-        self._tokens = TokenStore(Path(self._folder.name), encoder.info.token_dim, token_codec)
-        self._n_threads = encoder.session.n_threads
-        self._postings = PostingIndex()
-        general, long = (resolve_weights(name, encoder.info.presets) for name in ("general", "long"))
-        self._mixes = {
-            "tokens": (Weights(0, 0, 1), "m3"),
-            "dense+sparse": (general._replace(tokens=0.0), "m3"),
-            "all": (general, "m3"),
-            "all-idf": (general, "m3-idf"),
-            "all-bm25": (general, "bm25"),
-            "all-long": (long, "m3"),
-        }
-        dense, counts = [], []
-        written = 0
-        with progress_bar(len(texts), "document", "encoding", progress) as bar:
-            for start in range(0, len(texts), _BLOCK_TEXTS):
-                block = encoder.encode_passages(texts[start : start + _BLOCK_TEXTS])
-                assert block.dense is not None
-                assert block.sparse is not None
-                assert block.tokens is not None
-                dense.append(block.dense)
-                self._postings.add(block.sparse)
-                self._tokens.write(written, block.tokens.vectors)
-                counts.append(np.diff(block.tokens.offsets))
-                written += len(block.tokens.vectors)
-                bar.update(len(block))
-        self._dense = np.concatenate(dense)
-        self._counts = np.concatenate(counts)
-        self._starts = offsets_of(self._counts)[:-1]
-        self._tokens.map_rows(written)
-
-    def rank(
-        self, dense_query: np.ndarray, sparse_query: SparseRows, token_query: np.ndarray
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each of MODES the best documents' positions and scores, best first."""
-        dense = self._dense @ dense_query
-        lexical = {kind: self._postings.query(sparse_query, kind) for kind in LEXICAL}
-        best_dense = _best(dense, _DEPTH)
-        result: dict[str, tuple[np.ndarray, np.ndarray]] = {"dense": (best_dense, dense[best_dense])}
-        for mode, kind in (("sparse", "m3"), ("sparse-idf", "m3-idf"), ("bm25", "bm25")):
-            result[mode] = self._postings.top(lexical[kind], _DEPTH)
-        found = self._postings.top(lexical["m3"], _CANDIDATES).positions
-        candidates = np.union1d(_best(dense, _CANDIDATES), found)
-        sparse = {kind: self._postings.scores(query, candidates) for kind, query in lexical.items()}
-        tokens = self._tokens.scores(token_query, self._starts[candidates], self._counts[candidates], self._n_threads)
-        for mode, (weights, kind) in self._mixes.items():
-            scores = hybrid_scores(dense[candidates], sparse[kind], tokens, weights)
-            order = _best(scores, _DEPTH)
-            result[mode] = (candidates[order], scores[order])
-        return result
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._tokens.close()
-        self._folder.cleanup()
-
-    def __enter__(self) -> EncodedCorpus:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _best(scores: np.ndarray, n: int) -> np.ndarray:
-    """Positions of the n largest scores of any sign, best first."""
-    return np.argsort(-scores, kind="stable")[:n]
 
 
 def _read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
@@ -207,7 +128,8 @@ def _read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
             raise FormatError(f"{path}:{number}: expected query-id, corpus-id and score, got {line!r}") from error
 
 
-def _import_ir_measures() -> Any:
+def import_ir_measures() -> Any:
+    """The module ir_measures, which is not part of a plain installation."""
     try:
         import ir_measures
     except ImportError as error:

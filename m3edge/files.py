@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,32 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def crc32_file(path: Path) -> int:
+    """CRC-32 of a file's bytes: finds what rots by accident, three times as fast as SHA-256."""
+    crc32 = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc32 = zlib.crc32(chunk, crc32)
+    return crc32
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the file's content is on the disk and, where the system knows of that, its entry in the folder."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Return when the names in a folder are on the disk."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to disk, then put it in `path`'s place in one step."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -33,6 +60,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp gives 0600; other users may read a model or an index
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

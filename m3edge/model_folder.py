@@ -2,8 +2,9 @@
 
     m3edge.json        this module's ModelInfo, every other file's size and SHA-256, and a SHA-256 of itself
     model.onnx         input_ids, attention_mask -> dense_vecs, token_weights, colbert_vecs
-    model.static.onnx  in int8 only: the same with static scales, in plain operators, for OpenVINO
-    model.onnx_data    the weights of both graphs
+    model.onnx_data    the weights of the graph
+    model.static.onnx  in int8, where asked for: the same with static scales, in plain operators, for OpenVINO; most of
+                       its weights are the other graph's, the others are in model.static.onnx_data
     tokenizer.json     Hugging Face tokenizers
     parity.json        this precision measured against the PyTorch model
 
@@ -27,8 +28,9 @@ FORMAT_VERSION = 1
 
 MANIFEST = "m3edge.json"
 GRAPH = "model.onnx"
-STATIC_GRAPH = "model.static.onnx"
 WEIGHTS = "model.onnx_data"
+STATIC_GRAPH = "model.static.onnx"
+STATIC_WEIGHTS = "model.static.onnx_data"
 TOKENIZER = "tokenizer.json"
 PARITY = "parity.json"
 

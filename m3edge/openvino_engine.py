@@ -64,7 +64,7 @@ def open_openvino(folder: Path, device: str, n_threads: int, cache: Path | None)
     graph = (folder / STATIC_GRAPH).resolve()
     if not graph.is_file():
         raise FormatError(
-            f"{folder}: has no {STATIC_GRAPH}, which OpenVINO needs; export the model with `--precision int8`"
+            f"{folder}: has no {STATIC_GRAPH}, which OpenVINO needs; export the model with `--precision int8 --openvino`"
         )
     core = openvino.Core()
     devices = core.available_devices

@@ -7,16 +7,19 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu.h"
+#include "dense.h"
 #include "maxsim.h"
 #include "postings.h"
 
@@ -87,6 +90,54 @@ Result<float> maxsim_records(const Matrix<float>& query, const Matrix<uint8_t>& 
                        starts.shape(0), threads, scores.data());
     }
     return scores;
+}
+
+// Dense vectors
+
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::c_contig> new_matrix(size_t n_rows, size_t n_columns) {
+    T* data = new T[n_rows * n_columns]();
+    nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
+    return {data, {n_rows, n_columns}, owner};
+}
+
+auto dense_codes(const Matrix<float>& vectors) {
+    check_finite("vectors", vectors.data(), vectors.size());
+    const size_t n = vectors.shape(0), dim = vectors.shape(1);
+    auto codes = new_matrix<int8_t>(n, dim);
+    auto scales = new_vector<float>(n), errors = new_vector<float>(n);
+    {
+        nb::gil_scoped_release release;
+        m3edge::dense_codes(vectors.data(), n, dim, codes.data(), scales.data(), errors.data());
+    }
+    return std::make_tuple(codes, scales, errors);
+}
+
+auto dense_candidates(const Vector<float>& query, const Matrix<int8_t>& codes, const Vector<float>& scales,
+                      const Vector<float>& errors, const Vector<bool>& allowed, int64_t k, int64_t n_threads) {
+    const size_t n = codes.shape(0);
+    if (query.shape(0) != codes.shape(1))
+        refuse("query and codes must be of one width, got " + std::to_string(query.shape(0)) + " and " +
+               std::to_string(codes.shape(1)));
+    if (scales.shape(0) != n || errors.shape(0) != n || allowed.shape(0) != n)
+        refuse("scales, errors and allowed must be one for each of the " + std::to_string(n) + " rows");
+    check_finite("query", query.data(), query.size());
+    if (k < 1) refuse("k must be at least 1, got " + std::to_string(k));
+    const size_t threads = checked_threads(n_threads);
+    std::vector<m3edge::DenseCandidate> found;
+    {
+        nb::gil_scoped_release release;
+        const m3edge::DenseCodes rows{codes.data(), scales.data(), errors.data(), n, codes.shape(1)};
+        found = m3edge::dense_candidates(query.data(), rows, allowed.data(), std::min(size_t(k), std::max<size_t>(1, n)),
+                                         threads);
+    }
+    auto positions = new_vector<int64_t>(found.size());
+    auto bounds = new_vector<double>(found.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+        positions.data()[i] = found[i].position;
+        bounds.data()[i] = found[i].upper();
+    }
+    return std::make_tuple(positions, bounds);
 }
 
 // Posting lists
@@ -218,6 +269,10 @@ NB_MODULE(_native, module) {
 
     module.def("maxsim_records", &maxsim_records, "query"_a.noconvert(), "records"_a.noconvert(), "bits"_a,
                "starts"_a.noconvert(), "counts"_a.noconvert(), "n_threads"_a);
+
+    module.def("dense_codes", &dense_codes, "vectors"_a.noconvert());
+    module.def("dense_candidates", &dense_candidates, "query"_a.noconvert(), "codes"_a.noconvert(),
+               "scales"_a.noconvert(), "errors"_a.noconvert(), "allowed"_a.noconvert(), "k"_a, "n_threads"_a);
 
     nb::class_<HeldBlock>(module, "PostingBlock")
         .def(nb::init<int64_t, Vector<uint32_t>, Vector<uint32_t>, Vector<uint16_t>, Vector<uint16_t>, Vector<uint8_t>,

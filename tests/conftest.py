@@ -50,6 +50,14 @@ def mini_int8(mini_models: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mini_openvino(mini_checkpoint: Path) -> Path:
+    """The mini model as an int8 model folder with the static graph that OpenVINO runs."""
+    folder = CACHE / "mini-openvino"
+    _build([folder], ["onnx", str(mini_checkpoint), str(folder), "--openvino"])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def encoder(mini_fp32: Path) -> Encoder:
     return Encoder.load(mini_fp32, "cpu")
 
@@ -76,6 +84,14 @@ def beir() -> Callable[[str], Path]:
             pytest.skip(f"the evaluation data are not here: {path}")
         return path
 
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 24 short documents and 12 judged queries in the BEIR layout, for what need not be hard."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    shutil.copytree(ROOT / "tests" / "data" / "small-beir", folder)
     return folder
 
 

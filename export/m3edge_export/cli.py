@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     onnx.add_argument(
         "--calibration", type=Path, metavar="FILE", help="texts like yours, one a line (default: our own, 30 languages)"
     )
+    onnx.add_argument(
+        "--openvino", action="store_true", help="with int8: also a graph with static scales, which OpenVINO runs"
+    )
     onnx.set_defaults(run=_onnx)
 
     random = commands.add_parser("random", help="write a checkpoint with random weights, to measure speed and memory")
@@ -142,7 +145,9 @@ def _onnx(options: argparse.Namespace) -> None:
     outs = {options.precision: options.out}
     if options.precision == "all":
         outs = {precision: options.out.with_name(f"{options.out.name}-{precision}") for precision in _PRECISIONS}
-    infos = export_precisions(options.source, outs, name=options.name, calibration=options.calibration)
+    infos = export_precisions(
+        options.source, outs, name=options.name, calibration=options.calibration, openvino=options.openvino
+    )
     for precision, info in infos.items():
         cosine = info.parity["min_cosine"]
         print(f"{outs[precision]}: {info.name} in {precision}, cosine to the PyTorch model at least {cosine:.5f}")

@@ -17,7 +17,7 @@ import onnx
 from onnx import ModelProto
 
 from m3edge.files import new_folder
-from m3edge.model_folder import GRAPH, STATIC_GRAPH, TOKENIZER, ModelInfo, write_manifest
+from m3edge.model_folder import GRAPH, STATIC_GRAPH, STATIC_WEIGHTS, TOKENIZER, ModelInfo, write_manifest
 from m3edge_export.calibrate import calibrate, calibration_texts
 from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
 from m3edge_export.fuse import fuse
@@ -38,9 +38,10 @@ def export_onnx(
     precision: str = "fp32",
     name: str | None = None,
     calibration: Path | None = None,
+    openvino: bool = False,
 ) -> ModelInfo:
     """Export a checkpoint to the new model folder `out` and return its description; see export_precisions."""
-    return export_precisions(source, {precision: out}, name=name, calibration=calibration)[precision]
+    return export_precisions(source, {precision: out}, name=name, calibration=calibration, openvino=openvino)[precision]
 
 
 def export_precisions(
@@ -49,6 +50,7 @@ def export_precisions(
     *,
     name: str | None = None,
     calibration: Path | None = None,
+    openvino: bool = False,
 ) -> dict[str, ModelInfo]:
     """Export a checkpoint in several precisions; it is loaded, traced and calibrated once.
 
@@ -56,6 +58,7 @@ def export_precisions(
     outs:        one of PRECISIONS -> the new model folder
     name:        the model's name in its folders; otherwise the checkpoint's
     calibration: a file of texts like those to be searched; otherwise the package's own in many languages
+    openvino:    also write the static graph that OpenVINO runs, to int8's folder
     returns precision -> what was written
 
     Raises FormatError for a bad checkpoint or calibration file, ParityError when a graph computes something else than
@@ -64,6 +67,8 @@ def export_precisions(
     unknown = sorted(set(outs) - set(PRECISIONS))
     if unknown or not outs:
         raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {unknown}")
+    if openvino and "int8" not in outs:
+        raise ValueError(f"openvino needs precision int8, got {list(outs)}")
     texts = calibration_texts(calibration) if {"int8", "fp16"} & set(outs) else []
     infos = {}
     with ExitStack() as stack:
@@ -87,7 +92,9 @@ def export_precisions(
         watched = [*(product_inputs(graph) if "int8" in outs else []), *(layer_values(graph) if "fp16" in outs else [])]
         statistics = calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length) if watched else {}
         for precision, folder in folders.items():
-            notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics, n_heads)}
+            notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics)}
+            if openvino and precision == "int8":
+                _write_static(graph, work, folder, statistics, n_heads)
             shutil.copyfile(tokenizer_path, folder / TOKENIZER)
             parity = verify(folder, reference, precision, notes)
             infos[precision] = replace(info, precision=precision, parity=parity)
@@ -97,19 +104,14 @@ def export_precisions(
     return infos
 
 
-def _write(
-    fused: ModelProto, work: Path, folder: Path, precision: str, statistics: Statistics, n_heads: int
-) -> dict[str, Any]:
-    """Write one precision's graphs and weights; returns what the parity report is to say of them."""
+def _write(fused: ModelProto, work: Path, folder: Path, precision: str, statistics: Statistics) -> dict[str, Any]:
+    """Write one precision's graph and weights; returns what the parity report is to say of them."""
     model = ModelProto.FromString(fused.SerializeToString())
     notes: dict[str, Any] = {}
-    graphs = {GRAPH: model}
     with WeightWriter(folder) as writer:
         reader = WeightReader(fused.graph, work)
         if precision == "int8":
             write_int8(model, reader, writer, statistics)
-            written = WeightReader(model.graph, folder)
-            graphs[STATIC_GRAPH] = write_static(fused, reader, model, written, writer, statistics, n_heads=n_heads)
         elif precision == "int4":
             write_int4(model, reader, writer)
         elif precision == "fp16":
@@ -117,7 +119,19 @@ def _write(
             write_fp16(model, reader, writer, notes["fp32_layers"])
         else:
             write_fp32(model, reader, writer)
-    for name, graph in graphs.items():
-        onnx.save(graph, folder / name)
-        onnx.checker.check_model(str(folder / name))
+    _save(model, folder / GRAPH)
     return notes
+
+
+def _write_static(fused: ModelProto, work: Path, folder: Path, statistics: Statistics, n_heads: int) -> None:
+    """Write the static graph beside the int8 graph that is in the folder already."""
+    dynamic = onnx.load(folder / GRAPH, load_external_data=False)
+    reader, dynamic_reader = WeightReader(fused.graph, work), WeightReader(dynamic.graph, folder)
+    with WeightWriter(folder, STATIC_WEIGHTS) as writer:
+        static = write_static(fused, reader, dynamic, dynamic_reader, writer, statistics, n_heads=n_heads)
+    _save(static, folder / STATIC_GRAPH)
+
+
+def _save(model: ModelProto, path: Path) -> None:
+    onnx.save(model, path)
+    onnx.checker.check_model(str(path))

@@ -24,8 +24,8 @@ _QUERIES = 8  # of the texts, the shortest, stand for queries when scores are co
 
 # Run in a process of its own, so that nothing else is in the memory it reports.
 _START = """
-import json, resource, sys, time
-from pathlib import Path
+import json, sys, time
+from m3edge.bench.memory import peak_memory_mb
 start = time.perf_counter()
 from m3edge import Encoder
 encoder = Encoder.load(sys.argv[1], "cpu")
@@ -33,12 +33,8 @@ loaded = time.perf_counter()
 encoder.encode_queries("one short query")
 first = time.perf_counter()
 encoder.encode_passages([sys.stdin.read()] * 8)
-status = Path("/proc/self/status")
-lines = status.read_text().splitlines() if status.exists() else []
-# getrusage counts the peak of the process that started this one too, where there is nothing better.
-peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-peak = peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"load_seconds": loaded - start, "first_vector_seconds": first - start, "peak_mb": peak / 1000}))
+times = {"load_seconds": loaded - start, "first_vector_seconds": first - start}
+print(json.dumps({**times, "peak_mb": peak_memory_mb()}))
 """
 
 

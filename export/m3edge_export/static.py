@@ -44,7 +44,8 @@ def write_static(
     """The static form of a fused graph.
 
     fused, reader:           the float32 graph and its weights
-    dynamic, dynamic_reader: its int8 form and what `writer` has written for it, whose weights are taken where they fit
+    dynamic, dynamic_reader: its int8 form and its weights, which are taken where they fit
+    writer:                  takes the others
     statistics:              each product's input -> what calibration saw
     """
     builder = _Builder(reader, dynamic, dynamic_reader, writer, statistics, n_heads)

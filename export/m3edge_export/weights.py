@@ -40,10 +40,11 @@ class WeightReader:
 
 
 class WeightWriter:
-    """Writes a graph's weights to the one file beside it, each at a multiple of 64 bytes."""
+    """Writes a graph's weights to one file beside it, each at a multiple of 64 bytes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file: BinaryIO = (folder / WEIGHTS).open("wb")
+    def __init__(self, folder: Path, name: str = WEIGHTS) -> None:
+        self._name = name
+        self._file: BinaryIO = (folder / name).open("wb")
 
     def __enter__(self) -> WeightWriter:
         return self
@@ -62,8 +63,7 @@ class WeightWriter:
         tensor.data_location = TensorProto.EXTERNAL
         # set_external_data wants to see data in the tensor; it is cleared at once
         tensor.raw_data = b"\0"
-        set_external_data(tensor, location=WEIGHTS, offset=self._file.tell(), length=values.nbytes)
+        set_external_data(tensor, location=self._name, offset=self._file.tell(), length=values.nbytes)
         tensor.ClearField("raw_data")
         self._file.write(np.ascontiguousarray(values).data)
-        self._file.flush()  # so that a WeightReader of the graph being written sees it
         return tensor

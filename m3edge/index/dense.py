@@ -1,94 +1,200 @@
-"""The dense part: an HNSW graph (hnswlib) over the documents' dense vectors, known by their row numbers.
+"""The dense part of an index: the nearest documents by inner product, exactly or, in large indexes, by a graph.
 
-The one place that knows hnswlib's ways: distances turned into scores (higher is better), room made before adding,
-k never above what is there.
+"exact"  scans codes of all vectors (scan.py): nothing to build, never misses, time grows with the documents
+"hnsw"   asks a graph (graph.py); a filter that few documents pass is answered by scanning these
+"auto"   is exact up to AUTO_NUMBERS, a graph from there on
+
+Documents are positions 0, 1, 2 … in the order of their rows; the graph knows the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from m3edge.index.graph import HnswConfig, HnswGraph
+from m3edge.index.growing import GrowingArray
+from m3edge.index.scan import DenseScan
+from m3edge.index.shared_lock import SharedLock
 
-@dataclass(frozen=True, kw_only=True)
-class HnswConfig:
-    """How the graph is built and searched."""
+MODES = ("auto", "exact", "hnsw")
+GRAPH_FILE = "dense.hnsw"
+VECTORS_FILE = "dense.npy"
 
-    m: int = 16  # links a node; memory grows by about 8 * m bytes a vector
-    ef_construction: int = 200  # candidates kept while adding
-    ef_search: int = 64  # candidates kept while searching, at least; never fewer than are asked for
+# Documents times dimensions: 52,000 of 384 or 20,000 of 1,024, scanned in 2 ms on one thread of a 2.8 GHz Xeon
+# (benchmarks/dense.py). A graph of as many answers in a half, after 10 s of building, and misses some.
+AUTO_NUMBERS = 20_000_000
 
-    def __post_init__(self) -> None:
-        for name, least in (("m", 2), ("ef_construction", 1), ("ef_search", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+# What a result costs that the graph is asked for, in numbers scanned: a filtered search takes whichever is cheaper
+# (benchmarks/filters.py: 5 us a result at 100,000 documents; 10 numbers a nanosecond).
+NUMBERS_A_GRAPH_RESULT = 50_000
+
+_BLOCK_ROWS = 10_000
+_GRAPH_ROWS = 32  # rows the graph takes at once: bounds how long a search waits, some 10 ms
 
 
 class DenseIndex:
-    """Approximate nearest rows by inner product. Adding and searching at the same time is the caller's to prevent."""
+    """The dense vectors of an index's documents, in the order of their rows, and which of them are alive.
 
-    def __init__(self, dim: int, config: HnswConfig, n_threads: int, path: Path | None = None) -> None:
-        """An empty graph, or the one that `save` wrote to `path`."""
-        import hnswlib  # late: `import m3edge` stays light
+    `successor` makes one for the next state of the index, which shares the graph with this one.
+    """
 
+    def __init__(self, dim: int, config: HnswConfig, n_threads: int, mode: str = "auto") -> None:
+        self._dim = dim
         self._config = config
         self._n_threads = n_threads
-        self._graph: Any = hnswlib.Index(space="ip", dim=dim)
-        self._deleted: set[int] = set()
-        if path is None:
-            self._graph.init_index(max_elements=1024, M=config.m, ef_construction=config.ef_construction)
-        else:
-            self._graph.load_index(str(path))
-        self._graph.set_num_threads(n_threads)
+        self._mode = mode
+        self._rows = GrowingArray(np.empty(0, np.int64))
+        self._alive = np.empty(0, bool)
+        # The graph holds the vectors as well, but takes 15 us to hand one out.
+        self._vectors = GrowingArray(np.empty((0, dim), np.float32))
+        self._graph: HnswGraph | None = None
+        self._scan: DenseScan | None = None  # made by the first search that wants it
+        self._making_scan = threading.Lock()
+        self._to_hide = np.empty(0, np.int64)  # deleted rows that the graph does not know of yet
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """rows: int64 [n], not yet in the graph; vectors: float32 [n, dim]."""
-        if len(rows) == 0:
-            return  # hnswlib would read the first row all the same
-        needed = self._graph.get_current_count() + len(rows)
-        if needed > self._graph.get_max_elements():
-            self._graph.resize_index(max(needed, 2 * self._graph.get_max_elements()))
-        self._graph.add_items(vectors, rows, num_threads=self._n_threads)
+    def __len__(self) -> int:
+        """How many documents there are, deleted ones included."""
+        return len(self._rows.array)
 
-    def delete(self, rows: np.ndarray) -> None:
-        """Hide rows from every later search; a row that is not in the graph, or is hidden, is passed over."""
-        known = set(self._graph.get_ids_list())
-        for row in rows.tolist():
-            if row in known and row not in self._deleted:
-                self._graph.mark_deleted(row)
-                self._deleted.add(row)
+    @property
+    def wants_graph(self) -> bool:
+        """Whether so many documents are searched with a graph."""
+        return self._mode == "hnsw" or (self._mode == "auto" and len(self) * self._dim > AUTO_NUMBERS)
 
-    def search(self, query: np.ndarray, k: int) -> np.ndarray:
-        """The k rows nearest to query, float32 [dim]: int64 [at most k], best first."""
-        live = self._graph.get_current_count() - len(self._deleted)
-        k = min(k, live)
+    def successor(self) -> DenseIndex:
+        """One that goes on from here. This one can be searched as before, whatever is added to its successor."""
+        other = copy.copy(self)
+        other._rows, other._vectors = self._rows.successor(), self._vectors.successor()
+        other._scan = None if self._scan is None else self._scan.successor()
+        return other
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray, lock: SharedLock | None = None) -> None:
+        """rows: int64 [n], above all known ones, ascending; vectors: float32 [n, dim]
+
+        lock: held exclusively while the graph takes rows, in small portions, where others may be searching it
+        """
+        self._rows.append(rows)
+        self._alive = np.concatenate([self._alive, np.ones(len(rows), bool)])
+        self._vectors.append(vectors)
+        if self._scan is not None:
+            self._scan.add(vectors)
+        if self._graph is None:
+            if self.wants_graph:
+                self.build_graph()
+            return
+        first = int(
+            np.searchsorted(rows, self._graph.last_row, "right")
+        )  # it may know some from an interrupted attempt
+        for start in range(first, len(rows), _GRAPH_ROWS):
+            with lock.exclusive() if lock is not None else nullcontext():
+                self._graph.add(rows[start : start + _GRAPH_ROWS], vectors[start : start + _GRAPH_ROWS])
+
+    def delete(self, positions: np.ndarray) -> None:
+        """Leave these documents out of every later search. positions: int64 [n]"""
+        gone = np.unique(positions)
+        gone = gone[self._alive[gone]]
+        self._alive = self._alive.copy()
+        self._alive[gone] = False
+        self._to_hide = np.concatenate([self._to_hide, self._rows.array[gone]])
+
+    def hide_deleted(self) -> None:
+        """Spare the graph's searches the deleted documents, once nobody searches a state in which they are alive."""
+        if self._graph is not None:
+            self._graph.delete(self._to_hide)
+        self._to_hide = np.empty(0, np.int64)
+
+    def search(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:
+        """The positions of the k nearest live documents: int64 [at most k], best first.
+
+        query: float32 [dim]; allowed: bool [n], the documents that may be found; by default all
+        """
+        allowed = self._alive if allowed is None else allowed & self._alive
+        n_allowed = int(np.count_nonzero(allowed))
+        k = min(k, n_allowed)
         if k == 0:
             return np.empty(0, np.int64)
-        # Deleted nodes take places among the ef candidates: keep as many more.
-        self._graph.set_ef(min(max(self._config.ef_search, k) + len(self._deleted), self._graph.get_current_count()))
-        try:
-            labels, _ = self._graph.knn_query(query, k=k, num_threads=1)
-        except RuntimeError:  # hnswlib's word for: fewer than k rows are reachable from the entry point
-            return self._search_all(query, k)
-        return labels[0].astype(np.int64)
+        if self._graph is not None and (found := self._asked(self._graph, query, k, allowed, n_allowed)) is not None:
+            return found
+        return self._whole_scan().top(query, k, allowed, self.vectors, n_threads)
 
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The stored vectors of rows in the graph: float32 [n, dim]."""
-        if len(rows) == 0:
-            return np.empty((0, self._graph.dim), np.float32)
-        return np.asarray(self._graph.get_items(rows, return_type="numpy"), np.float32)
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """The vectors of some documents: float32 [n, dim]. positions: int64 [n]"""
+        return self._vectors.array[positions]
 
-    def save(self, path: Path) -> None:
-        self._graph.save_index(str(path))
+    # The derived files
 
-    def restore_deleted(self, rows: np.ndarray) -> None:
-        """After loading: the file keeps the marks but hnswlib does not list them."""
-        self._deleted = set(rows.tolist())
+    def writers(self) -> dict[str, Callable[[Path], None]]:
+        """The files that keep all this but the rows and which of them are alive, and what writes each."""
+        return {VECTORS_FILE: self._save_vectors, **({GRAPH_FILE: self._graph.save} if self._graph is not None else {})}
 
-    def _search_all(self, query: np.ndarray, k: int) -> np.ndarray:
-        rows = np.array(sorted(set(self._graph.get_ids_list()) - self._deleted), np.int64)
-        scores = self.vectors(rows) @ query
-        return rows[np.argsort(-scores, kind="stable")[:k]]
+    def load_vectors(self, path: Path, rows: np.ndarray, alive: np.ndarray) -> None:
+        """Take what was saved, before anything is added; vectors are mapped and not read.
+
+        rows: int64 [n]; alive: bool [n]. Raises ValueError for a file of another shape.
+        """
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        if vectors.shape != (len(rows), self._dim):
+            raise ValueError(f"{path}: holds vectors {vectors.shape}, expected {(len(rows), self._dim)}")
+        self._rows, self._alive, self._vectors = GrowingArray(rows), alive, GrowingArray(vectors)
+
+    def load_graph(self, path: Path) -> None:
+        """Take the graph that was saved with the vectors."""
+        self._graph = HnswGraph(self._dim, self._config, self._n_threads, path)
+        self._graph.restore_deleted(int(np.count_nonzero(~self._alive)))
+
+    def build_graph(self) -> None:
+        """Make the graph from the vectors."""
+        self._graph = HnswGraph(self._dim, self._config, self._n_threads)
+        self._graph.add(self._rows.array, self._vectors.array)
+        self._to_hide = self._rows.array[~self._alive]
+        self.hide_deleted()
+
+    def _save_vectors(self, path: Path) -> None:
+        with path.open("wb") as file:  # np.save would add its own ending to a bare path
+            np.save(file, self._vectors.array, allow_pickle=False)
+
+    # Ways to search
+
+    def _asked(
+        self, graph: HnswGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
+    ) -> np.ndarray | None:
+        """The k nearest that are allowed, from the graph; None where scanning them is less work, or it finds too few.
+
+        It is asked for so many that k of them should be allowed. It may also know rows that are being added for the
+        next state, deleted ones not hidden yet, and ones of an interrupted attempt that were deleted since.
+        """
+        n_live = int(np.count_nonzero(self._alive))
+        wanted = k if n_allowed == n_live else int(1.5 * k * n_live / n_allowed) + 10
+        while n_allowed == n_live or wanted * NUMBERS_A_GRAPH_RESULT < n_allowed * self._dim:
+            rows = graph.search(query, wanted)
+            if rows is None:
+                return None
+            positions = self._positions(rows)
+            found = positions[allowed[positions]]
+            if len(found) >= k:
+                return found[:k]
+            if len(rows) < wanted:
+                return None
+            wanted *= 2  # what is allowed lies far from the query
+        return None
+
+    def _whole_scan(self) -> DenseScan:
+        with self._making_scan:
+            if self._scan is None:
+                scan = DenseScan(self._dim)
+                for start in range(0, len(self), _BLOCK_ROWS):
+                    scan.add(self._vectors.array[start : start + _BLOCK_ROWS])
+                self._scan = scan
+            return self._scan
+
+    def _positions(self, rows: np.ndarray) -> np.ndarray:
+        """Where those of these rows stand that are known; int64 [at most n], in their order."""
+        positions = np.searchsorted(self._rows.array, rows)
+        positions[positions == len(self)] = 0
+        return positions[self._rows.array[positions] == rows]

@@ -6,14 +6,36 @@ weighted sum ranks. A part whose weight is 0 is not computed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from m3edge.embeddings import Embeddings
+from m3edge.index.filters import Condition
 from m3edge.index.state import SearchState
-from m3edge.index.tokens import TokenStore
 from m3edge.scoring import Weights, dense_scores, hybrid_scores
+
+# MaxSim of a query's token vectors, float32 [n_tokens, dim], with the documents at int64 [n] positions, on so many
+# threads: float32 [n]
+TokenScorer = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What is asked for beside the query.
+
+    lexical:    one of sparse.LEXICAL, how the sparse part scores
+    candidates: how many documents the dense and the sparse part each put forward; at least k are taken
+    condition:  what a document's metadata must fulfil; None for any
+    """
+
+    k: int
+    weights: Weights
+    candidates: int
+    lexical: str
+    condition: Condition | None
 
 
 class Ranking(NamedTuple):
@@ -39,47 +61,43 @@ def needed_heads(weights: Weights) -> tuple[str, ...]:
 
 def search(
     state: SearchState,
-    tokens: TokenStore,
+    score_tokens: TokenScorer,
     query: Embeddings,
-    k: int,
-    weights: Weights,
-    candidates: int,
-    lexical: str = "m3",
-    n_threads: int = 1,
+    options: SearchOptions,
+    allowed: np.ndarray | None,
+    n_threads: int,
 ) -> Ranking:
     """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
 
-    lexical:    one of sparse.LEXICAL, how the sparse part scores
-    n_threads:  CPU threads that MaxSim may use
-    candidates: how many documents the dense and the sparse part each put forward; at least k are taken
+    allowed:   bool [n], the documents that pass options.condition; None for all
+    n_threads: CPU threads that the kernels may use
     """
+    weights = options.weights
     heads = needed_heads(weights)
-    n = max(k, candidates)
+    n = max(options.k, options.candidates)
     found = []
     if "dense" in heads:
         assert query.dense is not None
-        found.append(state.positions(state.graph.search(query.dense[0], n)))
+        found.append(state.dense.search(query.dense[0], n, allowed, n_threads))
     if "sparse" in heads:
         assert query.sparse is not None
-        lexical_query = state.postings.query(query.sparse, lexical)
-        found.append(state.postings.top(lexical_query, n).positions)
+        lexical_query = state.postings.query(query.sparse, options.lexical)
+        found.append(state.postings.top(lexical_query, n, allowed).positions)
     positions = np.unique(np.concatenate(found))
-    rows = state.rows[positions]
 
     dense = sparse = multi = None
     if weights.dense > 0:
         assert query.dense is not None
-        dense = dense_scores(query.dense[0], state.graph.vectors(rows))
+        dense = dense_scores(query.dense[0], state.dense.vectors(positions))
     if weights.sparse > 0:
         sparse = state.postings.scores(lexical_query, positions)
     if weights.tokens > 0:
         assert query.tokens is not None
-        starts, counts = state.token_starts[positions], state.token_counts[positions]
-        multi = tokens.scores(query.tokens.vectors, starts, counts, n_threads)
+        multi = score_tokens(query.tokens.vectors, positions, n_threads)
 
     zero = np.zeros(len(positions), np.float32)
     parts = [zero if part is None else part for part in (dense, sparse, multi)]
     total = hybrid_scores(parts[0], parts[1], parts[2], weights)
-    best = np.argsort(-total, kind="stable")[:k]  # stable: of equal scores the older document comes first
+    best = np.argsort(-total, kind="stable")[: options.k]  # stable: of equal scores the older document comes first
     chosen = [None if part is None else part[best] for part in (dense, sparse, multi)]
-    return Ranking(rows[best], total[best], chosen[0], chosen[1], chosen[2])
+    return Ranking(state.rows[positions[best]], total[best], chosen[0], chosen[1], chosen[2])

@@ -1,96 +1,138 @@
-"""What a search needs in memory, all of it derived from the store: the graph, the postings, and who lives where.
+"""What a search needs in memory, all of it derived from the store: the dense part, the postings, and who lives where.
 
 Documents stand at positions 0, 1, 2 … in the order of their rows; a deleted document keeps its position, marked as not
-alive. `catch_up` is the only way in: after a write, after another process's write, and when a saved state is older than
-the store.
+alive. A state belongs to one snapshot of the store and does not change; `successor` makes the next one.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 
-from m3edge.index.dense import DenseIndex, HnswConfig
-from m3edge.index.derived import Stamp, derived_stamp, save_derived
+from m3edge.errors import FormatError
+from m3edge.index.columns import MetadataColumns
+from m3edge.index.dense import GRAPH_FILE, VECTORS_FILE, DenseIndex
+from m3edge.index.derived import Stamp, save_derived, usable_derived
+from m3edge.index.graph import HnswConfig
+from m3edge.index.shared_lock import SharedLock
+from m3edge.index.snapshot import NO_CRC32, Snapshot
 from m3edge.index.sparse import PostingIndex
-from m3edge.index.store import Store
+from m3edge.index.sqlite_file import damaged
+from m3edge.index.tokens import TokenStore
 from m3edge.progress import progress_bar
 
-GRAPH_FILE = "dense.hnsw"
 POSTINGS_FILE = "postings.npz"
-_BLOCK_ROWS = 1000  # rows taken over at once: bounds the memory, and how long a search waits for its turn
+_BLOCK_ROWS = 1000  # rows read at once: bounds the memory
+_OWN_ARRAYS = ("rows", "token_starts", "token_counts", "token_crc32s")
 
 
 class SearchState:
-    """rows: int64 [n], ascending; token_starts, token_counts: int64 [n];
-    graph: DenseIndex, knows rows; postings: PostingIndex, knows positions, and which of them are alive."""
+    """rows: int64 [n], ascending; token_starts, token_counts, token_crc32s: int64 [n];
+    dense: DenseIndex; postings: PostingIndex, knows which positions are alive; columns: the metadata, for filters."""
 
-    def __init__(self, dim: int, config: HnswConfig, n_threads: int) -> None:
-        self.stamp = Stamp(generation=0, last_row=0)
+    def __init__(self, dim: int, config: HnswConfig, n_threads: int, dense_mode: str, epoch: int = 0) -> None:
+        self.stamp = Stamp(epoch, generation=0, last_row=0)
         self.rows = np.empty(0, np.int64)
         self.token_starts = np.empty(0, np.int64)
         self.token_counts = np.empty(0, np.int64)
-        self.graph = DenseIndex(dim, config, n_threads)
+        self.token_crc32s = np.empty(0, np.int64)
+        self.dense = DenseIndex(dim, config, n_threads, dense_mode)
         self.postings = PostingIndex()
+        self.columns = MetadataColumns()  # grows with whichever state asks it: one after the other, never two at once
+        self._tokens_compared = np.empty(0, bool)  # whose token vectors were found to match their checksums
 
     @classmethod
-    def load(cls, folder: Path, store: Store, dim: int, config: HnswConfig, n_threads: int) -> SearchState:
+    def load(cls, folder: Path, dim: int, config: HnswConfig, n_threads: int, dense_mode: str) -> SearchState:
         """The saved state, as old as it may be; an empty one where there is none, or none that is whole."""
-        state = cls(dim, config, n_threads)
-        stamps = {derived_stamp(folder / name) for name in (GRAPH_FILE, POSTINGS_FILE)}
-        stamp = stamps.pop()
-        if stamps or stamp is None or stamp.generation > store.generation:
-            return state
-        with np.load(folder / POSTINGS_FILE, allow_pickle=False) as arrays:
+        for _ in range(3):  # a writer may replace the files while we read them
+            state = cls(dim, config, n_threads, dense_mode)
+            derived = usable_derived(folder)
+            if derived is None:
+                break
             try:
-                postings = PostingIndex.from_arrays(arrays)
-            except KeyError:  # an older version's: made again, like one that is missing
-                return state
-            state.rows, state.postings = arrays["rows"], postings
-            state.token_starts, state.token_counts = arrays["token_starts"], arrays["token_counts"]
-        state.graph = DenseIndex(dim, config, n_threads, folder / GRAPH_FILE)
-        state.graph.restore_deleted(state.rows[~postings.alive])
-        state.stamp = stamp
-        return state
+                with np.load(derived.files[POSTINGS_FILE], allow_pickle=False) as arrays:
+                    state.postings = PostingIndex.from_arrays(arrays)
+                    for name in _OWN_ARRAYS:
+                        setattr(state, name, arrays[name])
+                state.dense.load_vectors(derived.files[VECTORS_FILE], state.rows, state.postings.alive)
+                if state.dense.wants_graph:
+                    state.dense.load_graph(derived.files[GRAPH_FILE])
+            except (OSError, RuntimeError):
+                continue
+            except (KeyError, ValueError):  # another version's: made again, like one that is missing
+                break
+            state._tokens_compared = np.zeros(len(state.rows), bool)
+            state.stamp = derived.stamp
+            return state
+        return cls(dim, config, n_threads, dense_mode)
 
     def save(self, folder: Path) -> None:
-        """Write the state to the folder's derived files."""
-        arrays = {
-            "rows": self.rows,
-            "token_starts": self.token_starts,
-            "token_counts": self.token_counts,
-            **self.postings.to_arrays(),
-        }
+        """Write the state to the folder's derived files. The caller holds the writer's lock."""
 
         def write_postings(path: Path) -> None:
+            arrays = {name: getattr(self, name) for name in _OWN_ARRAYS}
             with path.open("wb") as file:  # np.savez would add its own ending to a bare path
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, allow_pickle=False, **arrays, **self.postings.to_arrays())
 
-        save_derived(folder / POSTINGS_FILE, self.stamp, write_postings)
-        save_derived(folder / GRAPH_FILE, self.stamp, self.graph.save)
+        save_derived(folder, self.stamp, {POSTINGS_FILE: write_postings, **self.dense.writers()})
 
-    def catch_up(self, store: Store, *, progress: bool | None = False) -> None:
-        """Take over what the store gained and lost since this state's generation."""
-        generation = store.generation  # read first: what is committed meanwhile is taken over again next time
-        if generation == self.stamp.generation:
-            return
+    def successor(self, snapshot: Snapshot, lock: SharedLock, *, progress: bool | None = False) -> SearchState:
+        """The state of a later snapshot of the same epoch.
+
+        It shares this one's graph, which takes the new rows in small portions, each of them with `lock` held
+        exclusively: searches of this state go on in between and do not see the new rows. Whoever puts it in this one's
+        place calls `take_over` with the lock held.
+        """
+        state = copy.copy(self)
+        state.postings = copy.copy(self.postings)  # it replaces its arrays rather than changing them
+        state.dense = self.dense.successor()
+        columns: dict[str, list[np.ndarray]] = {name: [getattr(self, name)] for name in _OWN_ARRAYS}
         last_row = self.stamp.last_row
         with progress_bar(None, "document", "indexing", progress) as bar:
-            while len((vectors := store.vectors_after(last_row, _BLOCK_ROWS)).rows):
-                self.rows = np.concatenate([self.rows, vectors.rows])
-                self.token_starts = np.concatenate([self.token_starts, vectors.token_starts])
-                self.token_counts = np.concatenate([self.token_counts, vectors.token_counts])
-                self.graph.add(vectors.rows, vectors.dense)
-                self.postings.add(vectors.sparse)
+            while len((vectors := snapshot.vectors_after(last_row, _BLOCK_ROWS)).rows):
+                for name, column in columns.items():
+                    column.append(getattr(vectors, name))
+                state.postings.add(vectors.sparse)
+                state.dense.add(vectors.rows, vectors.dense, lock)
                 last_row = int(vectors.rows[-1])
                 bar.update(len(vectors.rows))
-        gone = store.deletions_since(self.stamp.generation)
-        gone = gone[np.isin(gone, self.rows)]
-        self.postings.delete(self.positions(gone))
-        self.graph.delete(gone)
-        self.stamp = Stamp(generation, last_row)
+        for name, column in columns.items():
+            setattr(state, name, np.concatenate(column))
+        deleted = snapshot.deletions_since(self.stamp.generation)
+        gone = state.positions(deleted[np.isin(deleted, state.rows)])
+        state.postings.delete(gone)
+        state.dense.delete(gone)
+        n_alive = int(np.count_nonzero(state.postings.alive))
+        if n_alive != snapshot.n_documents:
+            raise damaged(snapshot.path, f"holds {n_alive} documents' vectors, expected {snapshot.n_documents}")
+        compared = np.zeros(len(state.rows), bool)
+        compared[: len(self.rows)] = self._tokens_compared
+        state._tokens_compared = compared
+        state.stamp = Stamp(snapshot.epoch, snapshot.generation, last_row)
+        return state
+
+    def take_over(self) -> None:
+        """Hide from the graph what was deleted since the state before."""
+        self.dense.hide_deleted()
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Where these rows, all of them known, stand: int64 [n]."""
         return np.searchsorted(self.rows, rows)
+
+    def compare_tokens(self, tokens: TokenStore, positions: np.ndarray) -> None:
+        """Compare token vectors with their checksums before their first use. Raises FormatError when they differ."""
+        new = positions[~self._tokens_compared[positions]]
+        if not len(new):
+            return
+        starts, counts, crc32s = self.token_starts[new], self.token_counts[new], self.token_crc32s[new]
+        wrong = new[~(tokens.sound(starts, counts, crc32s) | (crc32s == NO_CRC32))]
+        if len(wrong):
+            start, count = self.token_starts[wrong[0]], self.token_counts[wrong[0]]
+            raise FormatError(
+                f"{tokens.path}: token vectors {start} to {start + count}, of the document in row "
+                f"{self.rows[wrong[0]]}, are damaged; `m3edge check --repair {tokens.path.parent}` names them all and "
+                "encodes them again"
+            )
+        self._tokens_compared[new] = True

@@ -18,7 +18,7 @@ from m3edge_export.errors import ParityError
 from m3edge_export.export import export_onnx
 from m3edge_export.static import byte_range
 
-from m3edge.model_folder import GRAPH, STATIC_GRAPH
+from m3edge.model_folder import GRAPH, STATIC_GRAPH, STATIC_WEIGHTS, WEIGHTS
 from m3edge.session import open_session
 
 
@@ -28,13 +28,13 @@ def graphs(folder: Path) -> tuple[onnx.GraphProto, onnx.GraphProto]:
     return dynamic, static
 
 
-def places(graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
-    """Where each large weight lies in the file: offset and length."""
+def places(graph: onnx.GraphProto) -> dict[str, tuple[str, int, int]]:
+    """Where each large weight lies: file, offset and length."""
     found = {}
     for tensor in graph.initializer:
         if tensor.external_data:
             entry = {item.key: item.value for item in tensor.external_data}
-            found[tensor.name] = int(entry["offset"]), int(entry["length"])
+            found[tensor.name] = entry["location"], int(entry["offset"]), int(entry["length"])
     return found
 
 
@@ -49,16 +49,16 @@ def test_bytes_reach_over_the_whole_range_and_hold_zero_exactly(least, largest):
     assert (np.rint(0.0 / scale) + zero_point - zero_point) * scale == 0
 
 
-def test_the_static_graph_has_plain_operators_only(mini_int8: Path) -> None:
-    model = onnx.load(mini_int8 / STATIC_GRAPH, load_external_data=False)
+def test_the_static_graph_has_plain_operators_only(mini_openvino: Path) -> None:
+    model = onnx.load(mini_openvino / STATIC_GRAPH, load_external_data=False)
     assert [(item.domain, item.version) for item in model.opset_import] == [("", 21)]
     kinds = {node.op_type for node in model.graph.node}
     assert "If" not in kinds
     assert all(not node.domain for node in model.graph.node)
 
 
-def test_every_product_of_the_layers_takes_bytes(mini_int8: Path) -> None:
-    _, static = graphs(mini_int8)
+def test_every_product_of_the_layers_takes_bytes(mini_openvino: Path) -> None:
+    _, static = graphs(mini_openvino)
     producers = {node.output[0]: node.op_type for node in static.node}
     products = [node for node in static.node if node.op_type == "MatMul" and node.name.endswith("/product")]
     assert len(products) == 72 - products_without_bias(static)
@@ -71,33 +71,36 @@ def products_without_bias(static: onnx.GraphProto) -> int:
     return sum(node.op_type == "MatMul" and node.name.endswith("attention/self/key") for node in static.node)
 
 
-def test_both_graphs_share_their_weights_but_for_one_product_a_layer(mini_int8: Path) -> None:
-    dynamic, static = map(places, graphs(mini_int8))
+def test_both_graphs_share_their_weights_but_for_one_product_a_layer(mini_openvino: Path) -> None:
+    dynamic, static = map(places, graphs(mini_openvino))
     both = set(dynamic) & set(static)
     assert all(dynamic[name] == static[name] for name in both)
-    assert sum(static[name][1] for name in both) > 0.9 * sum(length for _, length in dynamic.values())
-    own = {name: length for name, (_, length) in static.items() if name not in dynamic and length > 100_000}
-    assert set(own.values()) == {1536 * 384}
-    assert len(own) == 12
+    assert sum(static[name][2] for name in both) > 0.9 * sum(length for *_, length in dynamic.values())
+    own = {name: place for name, place in static.items() if name not in dynamic}
+    assert {file for file, *_ in own.values()} == {STATIC_WEIGHTS}
+    assert sum(length == 1536 * 384 for *_, length in own.values()) == 12
 
 
-def test_no_two_weights_overlap(mini_int8: Path) -> None:
-    dynamic, static = map(places, graphs(mini_int8))
-    taken = sorted({**dynamic, **static}.values())
-    assert all(offset + length <= following for (offset, length), (following, _) in itertools.pairwise(taken))
-    assert sum(taken[-1]) == (mini_int8 / "model.onnx_data").stat().st_size
+def test_no_two_weights_overlap(mini_openvino: Path) -> None:
+    dynamic, static = map(places, graphs(mini_openvino))
+    taken = sorted({*dynamic.values(), *static.values()})
+    for (file, offset, length), (next_file, following, _) in itertools.pairwise(taken):
+        assert file != next_file or offset + length <= following
+    for name in (WEIGHTS, STATIC_WEIGHTS):
+        end = max(offset + length for file, offset, length in taken if file == name)
+        assert end == (mini_openvino / name).stat().st_size
 
 
-def test_parity_on_openvino_is_part_of_the_report(mini_int8: Path) -> None:
+def test_parity_on_openvino_is_part_of_the_report(mini_openvino: Path) -> None:
     pytest.importorskip("openvino", reason="the export leaves this part out without it")
-    report = json.loads((mini_int8 / "parity.json").read_text())
+    report = json.loads((mini_openvino / "parity.json").read_text())
     assert [case["case"] for case in report["openvino"]["cases"]] == [case["case"] for case in report["cases"]]
     assert report["openvino"]["worst"]["min_cosine"] >= 0.95
 
 
 def test_an_xlm_roberta_has_a_static_graph_too(tiny_source: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="nothing else here runs the static graph fast enough")
-    export_onnx(tiny_source, tmp_path / "tiny", precision="int8")
+    export_onnx(tiny_source, tmp_path / "tiny", precision="int8", openvino=True)
     ids = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]])
     mask = np.where(ids == 1, 0, 1)
     outputs = ["dense_vecs", "token_weights", "colbert_vecs"]
@@ -113,5 +116,12 @@ def test_a_static_graph_that_computes_something_else_is_no_export(
     pytest.importorskip("openvino", reason="without it nothing compares the static graph")
     monkeypatch.setattr(verify, "_STATIC_TOLERANCE", verify.Tolerance(np.inf, 1.1))
     with pytest.raises(ParityError, match="graph's vectors differ"):
-        export_onnx(tiny_source, tmp_path / "tiny", precision="int8")
+        export_onnx(tiny_source, tmp_path / "tiny", precision="int8", openvino=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_int8_has_a_static_graph(tiny_source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="openvino needs precision int8, got"):
+        export_onnx(tiny_source, tmp_path / "tiny", precision="fp32", openvino=True)
+    export_onnx(tiny_source, tmp_path / "tiny", precision="int8")
+    assert not (tmp_path / "tiny" / STATIC_GRAPH).exists()

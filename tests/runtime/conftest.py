@@ -1,13 +1,16 @@
-"""What the runtime's tests share: every kernel, in numpy and in each instruction set that this processor has."""
+"""What the runtime's tests share: every kernel, in numpy and in each instruction set that this processor has, and an
+index that needs no model."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from m3edge import _kernels_numpy
+from m3edge import Index, _kernels_numpy
 
 try:
     from m3edge import _native
@@ -27,3 +30,24 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     _native.set_instruction_set(request.param)
     yield _native
     _native.set_instruction_set(before)
+
+
+@pytest.fixture(scope="session")
+def made() -> ModuleType:
+    """The module writer_process: documents with made-up embeddings, and a process that writes them."""
+    path = Path(__file__).with_name("writer_process.py")
+    spec = importlib.util.spec_from_file_location("writer_process", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["exact", "hnsw"])
+def made_index(tmp_path: Path, made: ModuleType, request: pytest.FixtureRequest) -> Iterator[Index]:
+    """An index with twenty made-up documents, "d0" to "d19", all in version 0; once without and once with a graph."""
+    versions = {f"d{i}": 0 for i in range(20)}
+    with Index.create(tmp_path / "made", made.MODEL, dense=request.param) as index:
+        index.add(made.documents_of(versions), embeddings=made.embeddings_of(versions))
+        yield index

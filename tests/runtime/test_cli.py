@@ -1,6 +1,7 @@
 """The m3edge command as a user types it: what it prints, to where, and how it fails."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -55,6 +56,35 @@ def test_encode_reads_texts_from_stdin(mini_fp32):
     assert result.stderr == ""  # no progress bar where there is no terminal
 
 
+def test_a_filter_chooses_among_what_was_indexed(run, indexed):
+    for filter, expected in (
+        ({"lang": "zh"}, {"zh"}),
+        ({"lang": {"$exists": False}, "line": 1}, {"gzip.txt", "long.md"}),
+    ):
+        code, out, _ = run("search", indexed, "files", "--filter", json.dumps(filter), "--json")
+        assert code == 0
+        assert {hit["metadata"]["document"].split("/")[-1] for hit in json.loads(out)["hits"]} == expected
+
+
+def test_a_wrong_filter_is_said_with_its_place(run, indexed, capsys):
+    code, _, err = run("search", indexed, "files", "--filter", '{"lang": {"$like": "z"}}')
+    assert code == 1
+    assert "filter.lang.$like: unknown operator" in err
+    with pytest.raises(SystemExit, match="2"):
+        run("search", indexed, "files", "--filter", "{lang: zh}")
+    assert "expected JSON" in capsys.readouterr().err
+
+
+def test_a_new_index_takes_the_token_options(run, tmp_path, mini_fp32):
+    (tmp_path / "tea.txt").write_text("Green tea is made from unoxidised leaves.")
+    options = ("--token-codec", "int4", "--token-pooling", 2)
+    code, _, _ = run("index", tmp_path / "index", "--model", mini_fp32, tmp_path / "tea.txt", *options)
+    assert code == 0
+    _, out, _ = run("info", tmp_path / "index", "--json")
+    info = json.loads(out)
+    assert (info["token_codec"], info["token_pooling"], info["dense"]) == ("int4", 2, "auto")
+
+
 def test_search_finds_what_was_indexed(run, indexed):
     code, out, err = run("search", indexed, "how do I compress a file", "-k", 2, "--json")
     assert (code, err) == (0, "")
@@ -89,6 +119,87 @@ def test_indexing_again_replaces_and_drops_passages_that_are_gone(run, indexed, 
     assert json.loads(out)["documents"] == 3
 
 
+def test_indexing_again_encodes_only_what_changed(run, indexed, mini_fp32):
+    texts = indexed.parent / "texts"
+    (texts / "gzip.txt").write_text("The bz2 module compresses and decompresses files.")
+    _, out, _ = run("index", indexed, "--model", mini_fp32, texts)
+    assert "1 passages added" in out
+    assert "unchanged" in out
+    _, out, _ = run("search", indexed, "bz2", "-k", 1)
+    assert "The bz2 module" in out
+
+
+def test_indexing_goes_on_where_a_kill_stopped_it(run, tmp_path, mini_fp32, monkeypatch):
+    monkeypatch.setattr("m3edge.cli._COMMIT_PASSAGES", 4)
+    lines = [json.dumps({"_id": f"d{i}", "text": f"Text number {i}."}) + "\n" for i in range(40)]
+    (tmp_path / "docs.jsonl").write_text("".join(lines))
+    command = ["index", str(tmp_path / "index"), "--model", str(mini_fp32), str(tmp_path / "docs.jsonl")]
+    code = (
+        "import os, signal, sys, m3edge.cli\n"
+        "from m3edge.index.writing import Writing\n"
+        "m3edge.cli._COMMIT_PASSAGES, add, calls = 4, Writing.add, []\n"
+        "def add_or_die(self, *args, **kwargs):\n"
+        "    calls.append(self)\n"
+        "    report = add(self, *args, **kwargs)\n"
+        "    if len(calls) == 6:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return report\n"
+        "Writing.add = add_or_die\n"
+        "m3edge.cli.main(sys.argv[1:])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *command], check=False).returncode == -9
+    assert json.loads(run("check", tmp_path / "index", "--json")[1]) == {"sound": True, "documents": 20, "problems": []}
+    code, out, _ = run(*command)
+    assert (code, out.split(",")[:2]) == (0, ["20 passages added", " 20 unchanged"])
+    assert json.loads(run("check", tmp_path / "index", "--json")[1])["documents"] == 40
+
+
+def test_the_same_id_twice_is_refused(run, tmp_path, mini_fp32):
+    (tmp_path / "docs.jsonl").write_text(2 * '{"_id": "a", "text": "x"}\n')
+    code, _, err = run("index", tmp_path / "index", "--model", mini_fp32, tmp_path / "docs.jsonl")
+    assert code == 1
+    assert "id 'a' came twice" in err
+
+
+def test_check_says_what_is_damaged_and_repairs_it(run, indexed):
+    code, out, _ = run("check", indexed)
+    assert (code, out.splitlines()) == (0, [out.strip()])
+    assert "sound" in out
+    path = indexed / "tokens.i8"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    code, out, _ = run("check", indexed, "--json")
+    report = json.loads(out)
+    assert (code, report["sound"]) == (1, False)
+    (problem,) = report["problems"]
+    assert (problem["file"], problem["remedy"], len(problem["documents"])) == (str(path), "encode", 1)
+    code, out, _ = run("check", indexed)
+    assert code == 1
+    assert "tokens.i8: token vectors differ from their checksums (1 documents:" in out
+    assert "see `m3edge check" in run("info", indexed)[2]
+    assert run("check", indexed, "--repair")[0] == 0  # with the model that the index remembers
+    assert run("check", indexed)[0] == 0
+
+
+def test_check_finds_damage_that_keeps_an_index_from_opening(run, tmp_path):
+    (tmp_path / "index.sqlite").write_bytes(b"not a database" * 100)
+    code, out, _ = run("check", tmp_path, "--json")
+    assert code == 1
+    assert "damaged" in json.loads(out)["problems"][0]["what"]
+
+
+def test_compact_says_how_much_it_gave_back(run, indexed, mini_fp32):
+    texts = indexed.parent / "texts"
+    (texts / "sub" / "long.md").write_text("Now short.")
+    run("index", indexed, "--model", mini_fp32, texts)
+    code, out, _ = run("compact", indexed)
+    before, after = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) (?:bytes|now)", out))
+    assert code == 0
+    assert after < before
+    assert run("check", indexed)[0] == 0
+
+
 def test_info_describes_a_model_and_an_index(run, indexed, mini_fp32):
     _, out, _ = run("info", mini_fp32, "--json")
     assert json.loads(out)["kind"] == "model folder"
@@ -120,7 +231,7 @@ def test_eval_prints_the_promised_json_and_nothing_else(run, tmp_path, mini_fp32
         "all-bm25",
         "all-long",
     }
-    assert set(result["modes"]["all"]) == {"nDCG@10", "R@100"}
+    assert set(result["modes"]["all"]) == {"nDCG@10", "R@100", "RR@10"}
     code, out, _ = run("eval", mini_fp32, tmp_path)
     assert "dense+sparse" in out
 

@@ -33,11 +33,11 @@ def test_only_judged_queries_count_and_titles_are_joined(folder):
     assert list(read_beir(folder, n_queries=1).queries) == ["q1"]
 
 
-def test_every_mode_gets_both_metrics(folder, encoder):
+def test_every_mode_gets_every_metric(folder, encoder):
     result = evaluate(encoder, read_beir(folder))
     assert list(result.modes) == list(MODES)
     assert all(list(values) == list(METRICS) for values in result.modes.values())
-    assert result.modes["all"] == {"nDCG@10": 1.0, "R@100": 1.0}
+    assert result.modes["all"] == {"nDCG@10": 1.0, "R@100": 1.0, "RR@10": 1.0}
     assert (result.documents, result.queries) == (3, 2)
 
 

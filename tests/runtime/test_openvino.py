@@ -35,8 +35,8 @@ has_vnni = pytest.mark.skipif(not session.multiplies_bytes(), reason="`auto` tak
 
 
 @pytest.fixture(scope="module")
-def openvino_encoder(mini_int8: Path) -> Encoder:
-    return Encoder.load(mini_int8, "openvino")
+def openvino_encoder(mini_openvino: Path) -> Encoder:
+    return Encoder.load(mini_openvino, "openvino")
 
 
 @pytest.fixture(scope="module")
@@ -92,45 +92,45 @@ def batch(n_tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @has_vnni
-def test_auto_takes_openvino_for_an_int8_folder_and_onnxruntime_for_fp32(mini_int8, mini_fp32):
-    assert open_session(mini_int8).provider == "openvino"
+def test_auto_takes_openvino_for_an_int8_folder_and_onnxruntime_for_fp32(mini_openvino, mini_fp32):
+    assert open_session(mini_openvino).provider == "openvino"
     assert open_session(mini_fp32).provider == "cpu"
 
 
 @has_vnni
-def test_auto_falls_back_with_a_warning_that_says_why(mini_int8, monkeypatch):
+def test_auto_falls_back_with_a_warning_that_says_why(mini_openvino, monkeypatch):
     monkeypatch.setattr(openvino_engine, "_OLDEST", (9999, 1))
     with pytest.warns(RuntimeWarning, match="too old, m3edge needs 9999.1.*trying the next provider"):
-        fallen_back = Encoder.load(mini_int8)
+        fallen_back = Encoder.load(mini_openvino)
     assert fallen_back.provider == "cpu"
 
 
-def test_auto_leaves_openvino_alone_on_a_cpu_where_it_was_not_measured_to_gain(mini_int8, monkeypatch):
+def test_auto_leaves_openvino_alone_on_a_cpu_where_it_was_not_measured_to_gain(mini_openvino, monkeypatch):
     monkeypatch.setattr(session, "_openvino_gains", lambda folder: False)
-    assert open_session(mini_int8).provider == "cpu"
+    assert open_session(mini_openvino).provider == "cpu"
 
 
-def test_a_missing_openvino_names_the_pip_command(mini_int8, monkeypatch):
+def test_a_missing_openvino_names_the_pip_command(mini_openvino, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install 'm3edge\[openvino\]'"):
-        Encoder.load(mini_int8, "openvino")
+        Encoder.load(mini_openvino, "openvino")
 
 
-def test_an_openvino_that_is_too_old_is_named(mini_int8, monkeypatch):
+def test_an_openvino_that_is_too_old_is_named(mini_openvino, monkeypatch):
     monkeypatch.setattr(openvino, "__version__", "2023.3.0-1-releases/2023/3")
     with pytest.raises(ProviderError, match=r"OpenVINO 2023\.3\.0.* is too old, m3edge needs 2026\.4"):
-        Encoder.load(mini_int8, "openvino")
+        Encoder.load(mini_openvino, "openvino")
 
 
-def test_a_device_that_is_not_here_is_named_with_those_that_are(mini_int8):
+def test_a_device_that_is_not_here_is_named_with_those_that_are(mini_openvino):
     with pytest.raises(ProviderError, match=r"finds no device 'NPU' here, only \['CPU'"):
-        Encoder.load(mini_int8, "openvino:NPU")
+        Encoder.load(mini_openvino, "openvino:NPU")
 
 
 @pytest.mark.parametrize("provider", ["openvino:", "cpu:0", "cuda:1"])
-def test_only_openvino_takes_a_device(mini_int8, provider):
+def test_only_openvino_takes_a_device(mini_openvino, provider):
     with pytest.raises(ValueError, match="or 'openvino:' and a device, got"):
-        Encoder.load(mini_int8, provider)
+        Encoder.load(mini_openvino, provider)
 
 
 def test_a_folder_without_a_static_graph_is_refused(mini_fp32):
@@ -139,9 +139,9 @@ def test_a_folder_without_a_static_graph_is_refused(mini_fp32):
 
 
 @pytest.fixture
-def copied(mini_int8: Path, tmp_path: Path) -> Path:
+def copied(mini_openvino: Path, tmp_path: Path) -> Path:
     """A copy of the folder, to spoil."""
-    return Path(shutil.copytree(mini_int8, tmp_path / "model"))
+    return Path(shutil.copytree(mini_openvino, tmp_path / "model"))
 
 
 def test_a_static_graph_that_is_none_is_a_damaged_folder(copied):
@@ -152,13 +152,15 @@ def test_a_static_graph_that_is_none_is_a_damaged_folder(copied):
         open_session(copied, "openvino")
 
 
-def test_onnxruntime_is_not_needed(mini_int8):
+def test_onnxruntime_is_not_needed(mini_openvino):
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from m3edge import Encoder\n"
         "print(Encoder.load(sys.argv[1], 'openvino').encode('x').dense.shape)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(mini_int8)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(mini_openvino)], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "(1, 384)"
 
 
@@ -172,10 +174,10 @@ def load_quietly(folder: Path, cache: Path) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def written_cache(mini_int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written_cache(mini_openvino: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that was not there before."""
     cache = tmp_path_factory.mktemp("openvino") / "new" / "cache"
-    load_quietly(mini_int8, cache)
+    load_quietly(mini_openvino, cache)
     return cache
 
 
@@ -187,16 +189,16 @@ def cached(written_cache: Path, tmp_path: Path) -> tuple[Path, Path]:
     return cache, blob
 
 
-def test_a_cached_model_gives_the_same_and_is_not_written_again(mini_int8, cached, together):
+def test_a_cached_model_gives_the_same_and_is_not_written_again(mini_openvino, cached, together):
     cache, blob = cached
     before = blob.stat().st_mtime_ns
-    assert_same(load_quietly(mini_int8, cache).encode_passages(TEXTS), together)
+    assert_same(load_quietly(mini_openvino, cache).encode_passages(TEXTS), together)
     assert blob.stat().st_mtime_ns == before
     assert list(cache.iterdir()) == [blob]
 
 
 @pytest.mark.parametrize("damage", ["a byte", "truncated", "of another format"])
-def test_a_damaged_cache_is_rebuilt(mini_int8, cached, together, damage):
+def test_a_damaged_cache_is_rebuilt(mini_openvino, cached, together, damage):
     cache, blob = cached
     whole = blob.read_bytes()
     middle = len(whole) // 2
@@ -206,9 +208,9 @@ def test_a_damaged_cache_is_rebuilt(mini_int8, cached, together, damage):
         "of another format": b"<xml>",
     }[damage])  # fmt: skip
     with pytest.warns(RuntimeWarning, match="damaged; compiling the model again"):
-        rebuilt = Encoder.load(mini_int8, "openvino", verify=False, cache=cache)
+        rebuilt = Encoder.load(mini_openvino, "openvino", verify=False, cache=cache)
     assert_same(rebuilt.encode_passages(TEXTS[:3]), together[:3])
-    assert_same(load_quietly(mini_int8, cache).encode_passages(TEXTS[:3]), together[:3])
+    assert_same(load_quietly(mini_openvino, cache).encode_passages(TEXTS[:3]), together[:3])
 
 
 def test_another_model_in_the_same_folder_is_not_taken_from_the_cache(copied, cached):
@@ -220,14 +222,14 @@ def test_another_model_in_the_same_folder_is_not_taken_from_the_cache(copied, ca
     assert len(list(cache.iterdir())) == 2
 
 
-def test_another_number_of_threads_is_another_compiled_model(mini_int8, cached):
+def test_another_number_of_threads_is_another_compiled_model(mini_openvino, cached):
     cache, _ = cached
-    Encoder.load(mini_int8, "openvino", verify=False, cache=cache, n_threads=7)
+    Encoder.load(mini_openvino, "openvino", verify=False, cache=cache, n_threads=7)
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(mini_int8, tmp_path, together):
+def test_a_cache_that_cannot_be_written_is_done_without(mini_openvino, tmp_path, together):
     (tmp_path / "file").write_text("where a folder should be")
     with pytest.warns(RuntimeWarning, match="cannot keep the compiled model"):
-        encoder = Encoder.load(mini_int8, "openvino", verify=False, cache=tmp_path / "file")
+        encoder = Encoder.load(mini_openvino, "openvino", verify=False, cache=tmp_path / "file")
     assert_same(encoder.encode_passages(TEXTS[:3]), together[:3])

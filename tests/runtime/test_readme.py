@@ -47,8 +47,11 @@ def test_the_python_blocks_run_one_after_another_and_print_what_is_shown(place, 
 
 
 def test_the_commands_run(place, capsys):
+    write_beir_folder(place / "my-beir-folder")
+    asked = ("search", "train", "export", "int8", "tea")
+    write_beir_folder(place / "my-judged-queries", [("README.md", word) for word in asked])
     ours = [arguments for name, *arguments in COMMANDS if name == "m3edge"]
-    assert len(ours) >= 6
+    assert {arguments[0] for arguments in ours} >= {"bench", "encode", "index", "info", "search", "tune"}
     for arguments in ours:
         assert main(arguments) == 0, capsys.readouterr().err
         assert capsys.readouterr().out
@@ -76,8 +79,9 @@ def lines(entries):
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-def write_beir_folder(folder):
+def write_beir_folder(folder, judgements=tuple((f"d-{word}", word) for word in WORDS)):
+    """judgements: pairs of a document's id and the query, its own id, that it answers"""
     (folder / "qrels").mkdir(parents=True)
     (folder / "corpus.jsonl").write_text(lines({"_id": f"d-{word}", "text": text} for word, text in WORDS.items()))
-    (folder / "queries.jsonl").write_text(lines({"_id": word, "text": word} for word in WORDS))
-    (folder / "qrels" / "test.tsv").write_text("".join(f"{word}\td-{word}\t1\n" for word in WORDS))
+    (folder / "queries.jsonl").write_text(lines({"_id": query, "text": query} for _, query in judgements))
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{query}\t{id_}\t1\n" for id_, query in judgements))

@@ -1,11 +1,9 @@
 """Token vectors on disk: every codec gives back what it promises, pooling clusters, damage is named."""
 
-import sqlite3
-
 import numpy as np
 import pytest
 
-from m3edge import Document, FormatError, Index
+from m3edge import Document, Index
 from m3edge.embeddings import TokenRows
 from m3edge.index.pooling import pool_tokens, ward_labels
 from m3edge.index.tokens import CODECS, TokenStore
@@ -21,7 +19,7 @@ def unit(rng, n, dim=384):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", sorted(set(CODECS) - {"none"}))
 def test_every_codec_gives_vectors_and_scores_back_within_its_error(rng, tmp_path, codec):
     store, vectors = TokenStore(tmp_path, 384, codec), unit(rng, 30)
     assert store.bytes_per_token == BYTES[codec]
@@ -76,11 +74,11 @@ def test_an_index_keeps_its_codec_and_its_pooling(tmp_path, encoder, codec, pool
     with Index.open(tmp_path / "a", encoder) as index:
         assert (index.token_codec, index.token_pooling) == (codec, pooling)
         assert index.search("compress a file") == expected
-        index.check()
+        assert index.check().sound
 
 
 def test_wrong_settings_are_refused(tmp_path, encoder):
-    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, got 'int2'"):
+    with pytest.raises(ValueError, match="token_codec must be one of int8, fp16, int4, binary, none, got 'int2'"):
         Index.create(tmp_path / "a", encoder, token_codec="int2")
     with pytest.raises(ValueError, match="token_pooling must be 1, 2 or 3, got 4"):
         Index.create(tmp_path / "a", encoder, token_pooling=4)
@@ -94,25 +92,8 @@ def test_a_flipped_byte_is_named_with_its_documents_and_upserting_them_repairs(i
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
-    with pytest.raises(FormatError, match=r"tokens.i8: .* upsert their 10 documents .* \['d10'\] to \['d19'\]"):
-        index.check()
-    index.upsert(DOCUMENTS[10:])
-    index.check()
-
-
-def test_an_index_of_version_1_is_searched_and_grows(tmp_path, encoder):
-    with Index.create(tmp_path / "a", encoder, token_codec="fp16") as index:
-        index.add(DOCUMENTS[:10])
-        expected = index.search("compress a file")
-    connection = sqlite3.connect(tmp_path / "a" / "index.sqlite")
-    connection.executescript(
-        "DROP TABLE token_blocks; DELETE FROM meta WHERE key LIKE 'token_codec' OR key LIKE 'token_pooling';"
-        "PRAGMA user_version = 1;"
-    )
-    connection.close()
-    with Index.open(tmp_path / "a", encoder) as index:
-        assert index.search("compress a file") == expected
-        index.check()
-        index.add(DOCUMENTS[10:])
-        assert len(index.search("compress a file", k=20)) == 20
-        index.check()
+    (problem,) = index.check().problems
+    assert problem.file == str(path)
+    assert (problem.remedy, problem.documents) == ("encode", ("d19",))
+    index.upsert(DOCUMENTS[19:])
+    assert index.check().sound

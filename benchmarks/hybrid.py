@@ -1,0 +1,94 @@
+"""A whole hybrid search without the encoding: candidates, all scores, fusion, fetching 10 texts; and where time goes.
+
+    python benchmarks/hybrid.py FOLDER [--documents 100000]
+
+Makes an index of synthetic documents (60 tokens each, 384 wide) in FOLDER, or takes the one that is there; 100 dense
+and 100 sparse candidates, weights 1, .3, 1; first with exact dense search, then with a graph. Writes
+results/hybrid.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe_machine
+from synthetic import SyntheticEncoder, build_index
+
+from m3edge import kernels
+from m3edge.files import write_atomically
+from m3edge.index import Index
+
+RESULTS = Path(__file__).parent / "results"
+DIM, TOKENS, QUERIES = 384, 60, 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--documents", type=int, default=100_000)
+    options = parser.parse_args()
+    encoder = SyntheticEncoder(DIM, TOKENS)
+    folder = options.folder / f"synthetic-{options.documents}"
+    if not folder.exists():
+        start = time.perf_counter()
+        build_index(folder, encoder, options.documents, dense="exact").close()
+        print(f"{folder}: built in {time.perf_counter() - start:.0f} s")
+    with Index.open(folder, encoder) as index:  # type: ignore[arg-type]
+        rows = [{"dense": "exact", **measure(index, encoder)}]
+        start = time.perf_counter()
+        with index._view.reading() as current:
+            current.state.dense.build_graph()
+        rows.append({"dense": "hnsw", "build_s": round(time.perf_counter() - start, 1), **measure(index, encoder)})
+    report = {"machine": describe_machine(), "kernels": kernels.DESCRIPTION, "documents": options.documents}
+    RESULTS.mkdir(exist_ok=True)
+    write_atomically(RESULTS / "hybrid.json", json.dumps({**report, "rows": rows}, indent=1).encode() + b"\n")
+    for row in rows:
+        print(json.dumps(row, indent=1))
+
+
+def measure(index: Index, encoder: SyntheticEncoder) -> dict[str, Any]:
+    """Times in ms over QUERIES queries, after as many to warm up; the parts are measured alone, by weights of 0."""
+    numbers = np.random.default_rng(2).integers(0, len(index), QUERIES)
+    queries = [encoder.encode_queries(f"query {number}") for number in numbers]
+
+    def times(search: Callable[..., Any]) -> list[float]:
+        found = []
+        for query in queries:
+            start = time.perf_counter()
+            search(query)
+            found.append((time.perf_counter() - start) * 1000)
+        return sorted(found)
+
+    times(index.search)
+    whole = times(index.search)
+    parts = {
+        name: round(statistics.median(times(lambda query, weights=weights: index.search(query, weights=weights))), 3)
+        for name, weights in (("dense", (1, 0, 0)), ("sparse", (0, 1, 0)), ("dense+sparse", (1, 1, 0)))
+    }
+    batch = encoder.encode_queries([f"query {number}" for number in numbers])
+    start = time.perf_counter()
+    index.search_batch(batch)
+    seconds = time.perf_counter() - start
+    rows = np.array([int(hit.id[1:]) for query in queries[:1] for hit in index.search(query)])
+    with index._view.reading() as (snapshot, _, _):
+        fetch = times(lambda query: snapshot.documents((rows + 1).tolist()))
+    return {
+        "median_ms": round(statistics.median(whole), 3),
+        "p99_ms": round(whole[int(0.99 * len(whole))], 3),
+        "parts_median_ms": parts,
+        "fetching_10_texts_ms": round(statistics.median(fetch), 3),
+        "batch_queries_a_second": round(QUERIES / seconds),
+        "single_queries_a_second": round(1000 / statistics.mean(whole)),
+        "threads": encoder.session.n_threads,
+    }
+
+
+if __name__ == "__main__":
+    main()

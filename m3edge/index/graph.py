@@ -1,0 +1,93 @@
+"""An HNSW graph (hnswlib) over dense vectors, known by their row numbers.
+
+The one place that knows hnswlib's ways: distances turned into scores (higher is better), room made before adding,
+k never above what is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class HnswConfig:
+    """How the graph is built and searched."""
+
+    m: int = 16  # links a node; memory grows by about 8 * m bytes a vector
+    ef_construction: int = 200  # candidates kept while adding
+    ef_search: int = 64  # candidates kept while searching, at least; never fewer than are asked for
+
+    def __post_init__(self) -> None:
+        for name, least in (("m", 2), ("ef_construction", 1), ("ef_search", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class HnswGraph:
+    """Approximate nearest rows by inner product. Several threads may search together; changing it while they do is the
+    caller's to prevent."""
+
+    def __init__(self, dim: int, config: HnswConfig, n_threads: int, path: Path | None = None) -> None:
+        """An empty graph, or the one that `save` wrote to `path`."""
+        import hnswlib  # late: `import m3edge` stays light
+
+        self._config = config
+        self._n_threads = n_threads
+        self._n_deleted = 0
+        self._graph: Any = hnswlib.Index(space="ip", dim=dim)
+        if path is None:
+            self._graph.init_index(max_elements=1024, M=config.m, ef_construction=config.ef_construction)
+        else:
+            self._graph.load_index(str(path))
+        self._graph.set_num_threads(n_threads)
+        self._graph.set_ef(config.ef_search)
+        self.last_row = max(self._graph.get_ids_list(), default=0)  # the newest row that was added
+
+    def __len__(self) -> int:
+        """How many rows there are, deleted ones included."""
+        return self._graph.get_current_count()
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """rows: int64 [n], ascending, behind all that are in the graph; vectors: float32 [n, dim]."""
+        if len(rows) == 0:
+            return  # hnswlib would read the first row all the same
+        needed = len(self) + len(rows)
+        if needed > self._graph.get_max_elements():
+            self._graph.resize_index(max(needed, 2 * self._graph.get_max_elements()))
+        self._graph.add_items(vectors, rows, num_threads=self._n_threads)
+        self.last_row = int(rows[-1])
+
+    def delete(self, rows: np.ndarray) -> None:
+        """Hide rows from every later search; a row that is not in the graph, or is hidden, is passed over."""
+        for row in rows.tolist():
+            try:
+                self._graph.mark_deleted(row)
+            except RuntimeError:  # hnswlib's word for both
+                continue
+            self._n_deleted += 1
+
+    def restore_deleted(self, n: int) -> None:
+        """After loading: the file keeps the marks, but hnswlib does not count them."""
+        self._n_deleted = n
+
+    def search(self, query: np.ndarray, k: int) -> np.ndarray | None:
+        """The k rows nearest to query, float32 [dim]: int64 [at most k], best first.
+
+        None when the graph does not reach k rows from where it starts, though they are there.
+        """
+        k = min(k, len(self) - self._n_deleted)
+        if k == 0:
+            return np.empty(0, np.int64)
+        # hnswlib keeps max(ef, k) candidates, deleted ones not counted; setting ef here would disturb other threads.
+        try:
+            labels, _ = self._graph.knn_query(query, k=k, num_threads=1)
+        except RuntimeError:  # hnswlib's word for: fewer than k rows are reachable from the entry point
+            return None
+        return labels[0].astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        self._graph.save_index(str(path))

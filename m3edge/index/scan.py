@@ -1,0 +1,62 @@
+"""Exact dense search without a graph: codes of all vectors are scanned, the few that could be among the best scored.
+
+A byte a dimension, and 8 a vector. Vectors are positions 0, 1, 2 … in the order they were added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from m3edge import kernels
+from m3edge.index.growing import GrowingArray
+from m3edge.scoring import dense_scores
+
+
+class DenseScan:
+    """The codes of vectors that lie elsewhere; `top` asks for the few it needs."""
+
+    def __init__(self, dim: int) -> None:
+        self._codes = GrowingArray(np.empty((0, dim), np.int8))
+        self._scales = GrowingArray(np.empty(0, np.float32))
+        self._errors = GrowingArray(np.empty(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self._scales.array)
+
+    def successor(self) -> DenseScan:
+        """One that goes on from here, as GrowingArray's: this one stays as it is."""
+        other = DenseScan(0)
+        other._codes, other._scales = self._codes.successor(), self._scales.successor()
+        other._errors = self._errors.successor()
+        return other
+
+    def add(self, vectors: np.ndarray) -> None:
+        """vectors: float32 [n, dim], finite"""
+        codes, scales, errors = kernels.dense_codes(np.ascontiguousarray(vectors, np.float32))
+        self._codes.append(codes)
+        self._scales.append(scales)
+        self._errors.append(errors)
+
+    def top(
+        self,
+        query: np.ndarray,
+        k: int,
+        allowed: np.ndarray,
+        vectors: Callable[[np.ndarray], np.ndarray],
+        n_threads: int = 1,
+    ) -> np.ndarray:
+        """The positions of the k allowed vectors of the largest inner product, int64 [at most k], best first.
+
+        query: float32 [dim]; k: at least 1; allowed: bool [n]; vectors: gives positions' vectors, float32 [m, dim]
+        """
+        positions, bounds = kernels.dense_candidates(
+            query, self._codes.array, self._scales.array, self._errors.array, allowed, k, n_threads
+        )
+        scores = dense_scores(query, vectors(positions[:k]))
+        if len(positions) > k:  # the k-th of these scores rules out most of the others
+            rest = k + np.flatnonzero(bounds[k:] >= scores.min())
+            scores = np.concatenate([scores, dense_scores(query, vectors(positions[rest]))])
+            positions = np.concatenate([positions[:k], positions[rest]])
+        return positions[np.lexsort((positions, -scores))[:k]]

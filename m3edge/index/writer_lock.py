@@ -1,0 +1,40 @@
+"""The right to write to an index: one process at a time has it, and loses it with its life."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from m3edge.errors import IndexLockedError
+
+LOCK_FILE = "writer.lock"
+PID_FILE = "writer.pid"  # apart from the lock: on Windows a locked file cannot be read
+WAIT_S = 1.0  # two programs that add a document at the same moment should not notice each other
+
+
+@contextmanager
+def writer_lock(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Hold the lock while the block runs. Raises IndexLockedError, naming the holder, when it is not free in time."""
+    lock = FileLock(folder / LOCK_FILE, timeout=wait_s, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise IndexLockedError(
+            f"{folder}: process {_holder(folder)} is writing to this index; wait until it is done, or end it"
+        ) from error
+    try:
+        (folder / PID_FILE).write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return str(int((folder / PID_FILE).read_text()))
+    except (OSError, ValueError):
+        return "(unknown)"

@@ -1,0 +1,203 @@
+#include "dense.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <utility>
+
+#include "cpu.h"
+#include "dense_dots.h"
+#include "parallel.h"
+
+namespace m3edge {
+namespace {
+
+void dots_plain(const int8_t* const rows[dot_rows], const int16_t* query, size_t dim, int32_t dots[dot_rows]) {
+    for (size_t r = 0; r < dot_rows; ++r) {
+        int32_t sum = 0;
+        for (size_t k = 0; k < dim; ++k) sum += int32_t(rows[r][k]) * query[k];
+        dots[r] = sum;
+    }
+}
+
+DotKernel dot_kernel() {
+    DotKernel kernel = nullptr;
+    switch (instruction_set()) {
+        case InstructionSet::avx512vnni: kernel = dot_kernel_avx512vnni(); break;
+        case InstructionSet::avxvnni:
+        case InstructionSet::avx2: kernel = dot_kernel_avx2(); break;
+        case InstructionSet::neon: kernel = dot_kernel_neon(); break;
+        case InstructionSet::plain: break;
+    }
+    return kernel != nullptr ? kernel : &dots_plain;
+}
+
+struct QueryCodes {
+    std::vector<int16_t> codes;
+    double scale = 0.0;
+    double norm = 0.0;      // of the query
+    double residual = 0.0;  // largest length of what the codes leave out
+    double root = 0.0;      // of dim
+};
+
+// As many bits as 16 hold and 32 bits of sum allow, whatever the rows are.
+QueryCodes quantize(const float* query, size_t dim) {
+    QueryCodes result;
+    result.codes.assign(dim, 0);
+    double largest = 0.0, absolute = 0.0, square = 0.0;
+    for (size_t k = 0; k < dim; ++k) {
+        const double value = std::fabs(double(query[k]));
+        largest = std::max(largest, value);
+        absolute += value;
+        square += value * value;
+    }
+    result.norm = std::sqrt(square);
+    result.root = std::sqrt(double(dim));
+    if (largest < 1e-30) return result;  // every product is 0, give or take the row's error
+    result.scale = std::max(largest / 32767.0, absolute / (16'000'000.0 - double(dim)));  // 127 * 16e6 < 2 ** 31
+    result.residual = 0.5 * result.scale * result.root;
+    for (size_t k = 0; k < dim; ++k) result.codes[k] = int16_t(std::nearbyint(double(query[k]) / result.scale));
+    return result;
+}
+
+// Keeps, of a stream of rows, those that could still be among the k best.
+class Sieve {
+  public:
+    explicit Sieve(size_t k) : k_(k), room_(std::max<size_t>(4 * k, 1024)) { kept_.reserve(room_); }
+
+    void take(const DenseCandidate& row) {
+        if (row.upper() < least_) return;
+        kept_.push_back(row);
+        if (kept_.size() >= room_) {
+            shrink();
+            room_ = std::max(room_, 2 * kept_.size());
+        }
+    }
+    // Drops what the k-th largest lower bound rules out.
+    void shrink() {
+        if (kept_.size() <= k_) return;
+        std::vector<double> lower;
+        lower.reserve(kept_.size());
+        for (const DenseCandidate& row : kept_) lower.push_back(row.lower());
+        std::nth_element(lower.begin(), lower.begin() + (k_ - 1), lower.end(), std::greater<double>());
+        least_ = std::max(least_, lower[k_ - 1]);
+        kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [this](const auto& row) { return row.upper() < least_; }),
+                    kept_.end());
+    }
+    std::vector<DenseCandidate>& kept() { return kept_; }
+
+  private:
+    size_t k_, room_;
+    double least_ = -std::numeric_limits<double>::infinity();
+    std::vector<DenseCandidate> kept_;
+};
+
+void prefetch(const void* address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    (void)address;
+#endif
+}
+
+// The candidates among rows first ... last.
+class Scan {
+  public:
+    Scan(const QueryCodes& query, const DenseCodes& rows, DotKernel kernel) : query_(query), rows_(rows), kernel_(kernel) {}
+
+    void run(size_t first, size_t last, const bool* allowed, Sieve& sieve) {
+        size_t group[dot_rows], n = 0;
+        for (size_t i = first; i < last; ++i) {
+            if (!allowed[i]) continue;
+            // A mask skips rows, which the processor's own prefetching cannot follow.
+            prefetch(rows_.codes + i * rows_.dim);
+            group[n++] = i;
+            if (n == dot_rows) {
+                score(group, n, sieve);
+                n = 0;
+            }
+        }
+        if (n) score(group, n, sieve);
+    }
+
+  private:
+    void score(const size_t* group, size_t n, Sieve& sieve) {
+        const int8_t* pointers[dot_rows];
+        int32_t dots[dot_rows];
+        for (size_t r = 0; r < dot_rows; ++r) pointers[r] = rows_.codes + group[r < n ? r : 0] * rows_.dim;
+        kernel_(pointers, query_.codes.data(), rows_.dim, dots);
+        for (size_t r = 0; r < n; ++r) {
+            const size_t i = group[r];
+            const double scale = rows_.scales[i];
+            const double left_out = query_.residual * (scale * (127.0 * query_.root));
+            sieve.take({int64_t(i), double(dots[r]) * scale * query_.scale, rows_.errors[i] * query_.norm + left_out});
+        }
+    }
+
+    const QueryCodes& query_;
+    const DenseCodes& rows_;
+    DotKernel kernel_;
+};
+
+constexpr size_t chunk_rows = 2048;
+
+// Below this many products a second thread takes longer to start than it saves (a start takes about 30 us).
+constexpr double min_products_a_thread = 4e6;
+
+}  // namespace
+
+void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, float* scales, float* errors) {
+    for (size_t i = 0; i < n; ++i) {
+        const float* row = vectors + i * dim;
+        int8_t* out = codes + i * dim;
+        float largest = 0.0f;
+        for (size_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
+        const bool tiny = largest < 1e-30f;  // its inverse would overflow; such a row is all 0, and all error
+        const float inverse = tiny ? 0.0f : 127.0f / largest;
+        scales[i] = tiny ? 0.0f : largest / 127.0f;
+        constexpr size_t lanes = 8;  // independent sums, or each addition would wait for the last
+        double left_out[lanes] = {}, square[lanes] = {};
+        for (size_t k = 0; k < dim; ++k) {
+            const float code = std::nearbyint(std::min(127.0f, std::max(-127.0f, row[k] * inverse)));
+            out[k] = int8_t(code);
+            const double rest = double(row[k]) - double(code) * double(scales[i]);
+            left_out[k % lanes] += rest * rest;
+            square[k % lanes] += double(row[k]) * double(row[k]);
+        }
+        double left_out_sum = 0.0, square_sum = 0.0;
+        for (size_t lane = 0; lane < lanes; ++lane) left_out_sum += left_out[lane], square_sum += square[lane];
+        // The second part: what summing dim products in float32 can be off by. A little more, for rounding to float.
+        const double rounding = double(dim + 2) * 1.2e-7 * std::sqrt(square_sum);
+        errors[i] = float((std::sqrt(left_out_sum) + rounding) * 1.00001);
+    }
+}
+
+std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCodes& rows, const bool* allowed, size_t k,
+                                             size_t n_threads) {
+    const QueryCodes codes = quantize(query, rows.dim);
+    const DotKernel kernel = dot_kernel();
+    const size_t n_chunks = (rows.n + chunk_rows - 1) / chunk_rows;
+    const size_t n_allowed = size_t(std::count(allowed, allowed + rows.n, true));
+    const double useful = std::max(1.0, double(n_allowed) * double(rows.dim) / min_products_a_thread);
+    const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_chunks, size_t(std::min(useful, 1e6))}));
+    std::vector<Sieve> sieves(n_workers, Sieve(k));
+    std::atomic<size_t> next{0};
+    run_workers(n_workers, [&](size_t worker) {
+        Scan scan(codes, rows, kernel);
+        for (size_t chunk; (chunk = next++) < n_chunks;)
+            scan.run(chunk * chunk_rows, std::min(rows.n, (chunk + 1) * chunk_rows), allowed, sieves[worker]);
+        sieves[worker].shrink();
+    });
+    Sieve& all = sieves[0];
+    for (size_t worker = 1; worker < n_workers; ++worker)
+        all.kept().insert(all.kept().end(), sieves[worker].kept().begin(), sieves[worker].kept().end());
+    all.shrink();
+    std::sort(all.kept().begin(), all.kept().end(), [](const DenseCandidate& a, const DenseCandidate& b) {
+        return a.score != b.score ? a.score > b.score : a.position < b.position;
+    });
+    return std::move(all.kept());
+}
+
+}  // namespace m3edge

@@ -1,0 +1,149 @@
+"""A process that writes is killed, or its writes fail, at any instant: what was committed is there and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from m3edge import Index
+
+
+@pytest.fixture
+def forks(made):
+    """Starts writers: takes what a line of writer_process says and returns the process that forks them."""
+    process = subprocess.Popen(
+        [sys.executable, made.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    yield process
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_writer_leaves_exactly_what_it_committed(kills, forks, made, tmp_path):
+    dice = random.Random(kills)
+    folder, log = tmp_path / "index", tmp_path / "log"
+    Index.create(folder, made.MODEL, dense="hnsw").close()
+    content: dict[str, int] = {}
+    done_before_kills = 0
+    for seed in range(kills):
+        print(folder, log, seed, sep="\t", file=forks.stdin, flush=True)
+        child = int(forks.stdout.readline())
+        time.sleep(dice.choice([0.01, 0.1, 0.6]) * dice.random())
+        os.kill(child, signal.SIGKILL)
+        assert int(forks.stdout.readline()) == -signal.SIGKILL, "the writer ended by itself: it must have failed"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        begun, done = (sum(line.startswith(word) for line in lines) for word in ("begun", "done"))
+        states = [content]
+        for (_, after), _ in zip(made.operations(seed, content), range(begun), strict=False):
+            states.append(after)
+        content = assert_is_one_of(states[done : begun + 1], folder, made)
+        done_before_kills += done
+    assert done_before_kills > kills // 4  # they did get to work
+
+
+def assert_is_one_of(states: list[dict[str, int]], folder: Path, made) -> dict[str, int]:
+    """The index holds one of these contents, all its files are sound, and it finds what a new index of it finds."""
+    with Index.open(folder) as index:
+        content = made.content_of(index)
+        assert content in states
+        assert len(index) == len(content)
+        assert_searches_like_a_new_one(index, content, made)
+        assert index.check().problems == ()
+    return content
+
+
+def assert_searches_like_a_new_one(index: Index, content: dict[str, int], made) -> None:
+    new_folder = index.folder.with_name("new")
+    with Index.create(new_folder, made.MODEL, dense="hnsw") as new:
+        new.add(made.documents_of(content), embeddings=made.embeddings_of(content))
+        for query in ("a", "b"):
+            embeddings = made.embeddings_of({query: 0})
+            for lexical in ("m3", "bm25"):
+                found, expected = (
+                    {hit.id: (hit.text, pytest.approx(hit.score, abs=1e-5)) for hit in hits}
+                    for hits in (x.search(embeddings, k=100, lexical=lexical) for x in (index, new))
+                )
+                assert found == expected
+    shutil.rmtree(new_folder)
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """Every write that would make a file larger fails, as on a full disk, by the system itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def write_until_it_fails(folder: Path, made, seed: int, content: dict[str, int]) -> list[dict[str, int]]:
+    """A few operations; returns the contents that may be there now: the last one done, and the one that failed."""
+    states = [content]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # derived files not saved
+        try:
+            with Index.open(folder) as index:
+                for (steps, after), _ in zip(made.operations(seed, content), range(4), strict=False):
+                    states.append(after)
+                    made.perform(index, steps)
+                    states = [after]
+        except OSError as error:
+            is_ours = error.errno in (errno.EFBIG, errno.ENOSPC) or "could not be read or written" in str(error)
+            if not (is_ours and str(folder) in str(error)):
+                raise
+    return states
+
+
+@pytest.mark.parametrize("step", [8192, pytest.param(512, marks=pytest.mark.slow)])
+def test_writes_that_fail_leave_what_was_committed(step, made, tmp_path):
+    folder = tmp_path / "index"
+    Index.create(folder, made.MODEL, dense="hnsw").close()
+    content: dict[str, int] = {}
+    failed = 0
+    for seed, size in enumerate(range(0, 150_000, step)):
+        with largest_file(size):
+            states = write_until_it_fails(folder, made, seed, content)
+        failed += len(states) > 1
+        content = assert_is_one_of(states, folder, made)
+    assert failed > 3
+
+
+def test_a_full_disk_leaves_what_was_committed(made, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        folder, filler = disk / "index", disk / "filler"
+        Index.create(folder, made.MODEL, dense="hnsw").close()
+        content: dict[str, int] = {}
+        failed = 0
+        for seed, free in enumerate(range(0, 200_000, 16_384)):
+            with filler.open("wb") as file:
+                file.write(b"\0" * max(0, shutil.disk_usage(disk).free - free))
+            states = write_until_it_fails(folder, made, seed, content)
+            filler.unlink()
+            failed += len(states) > 1
+            content = assert_is_one_of(states, folder, made)
+        assert failed > 3
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

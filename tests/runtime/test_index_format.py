@@ -1,0 +1,284 @@
+"""The index folder: golden folders of every version open for ever, and a damaged one answers rightly or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from m3edge import Document, Embeddings, FormatError, Index, M3EdgeError
+from m3edge.embeddings import SparseRows, TokenRows
+from m3edge.index.check import check_index
+
+DATA = Path(__file__).parent.parent / "data"
+GOLDEN = sorted(path.name for path in DATA.glob("index-*"))
+
+
+def golden_query(name: str) -> Embeddings:
+    with np.load(DATA / name / "query.npz") as arrays:
+        return Embeddings(
+            dense=arrays["dense"],
+            sparse=SparseRows(*(arrays[f"sparse_{field}"] for field in SparseRows._fields)),
+            tokens=TokenRows(arrays["tokens"], arrays["token_offsets"]),
+            truncated=np.zeros(1, bool),
+        )
+
+
+def assert_answers_as_written(index: Index, name: str) -> None:
+    expected = json.loads((DATA / name / "expected.json").read_text())
+    hits = index.search(golden_query(name))
+    assert [hit.id for hit in hits] == [hit["id"] for hit in expected["hits"]]
+    for hit, written in zip(hits, expected["hits"], strict=True):
+        assert (hit.text, hit.metadata) == (written["text"], written["metadata"])
+        assert hit.scores == pytest.approx(written["scores"], abs=1e-5)
+    assert index.note("made_by") == expected["note"]
+
+
+@pytest.fixture(params=GOLDEN)
+def golden(request, tmp_path):
+    """A copy of a golden folder, and its name."""
+    shutil.copytree(DATA / request.param / "index", tmp_path / "index")
+    return tmp_path / "index", request.param
+
+
+def test_there_is_a_golden_folder_of_each_version():
+    assert GOLDEN == ["index-1", "index-2", "index-3"]
+    for name in GOLDEN:
+        size = sum(path.stat().st_size for path in (DATA / name).rglob("*") if path.is_file())
+        assert size < 200_000
+
+
+def test_a_golden_folder_answers_and_is_sound(golden):
+    folder, name = golden
+    with Index.open(folder) as index:
+        assert_answers_as_written(index, name)
+        assert index.check().sound
+    with Index.open(folder) as index:  # the derived files are this version's now
+        assert_answers_as_written(index, name)
+
+
+def test_a_golden_folder_is_written_to_and_compacted(golden, encoder):
+    folder, name = golden
+    with Index.open(folder, encoder) as index:
+        index.upsert([Document("new", "bzip2 compresses a file.")])
+        index.delete("new")
+        assert_answers_as_written(index, name)
+        assert index.check().sound
+        index.compact()
+        assert_answers_as_written(index, name)
+        assert index.check().sound
+
+
+@pytest.mark.parametrize("name", GOLDEN[-1:])
+def test_a_newer_index_says_upgrade(name, tmp_path):
+    shutil.copytree(DATA / name / "index", tmp_path / "index")
+    connection = sqlite3.connect(tmp_path / "index" / "index.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(FormatError, match="version 99 is newer.*upgrade m3edge"):
+        Index.open(tmp_path / "index")
+
+
+# Damage
+
+
+def test_damage_in_the_old_format_is_found_by_its_blocks(tmp_path, encoder):
+    shutil.copytree(DATA / "index-2" / "index", tmp_path / "index")
+    flip(tmp_path / "index" / "tokens.i8", 20)
+    with Index.open(tmp_path / "index") as index:
+        (problem,) = index.check().problems
+        assert (problem.remedy, problem.documents) == ("encode", ("gzip", "zip-zh"))
+        with pytest.raises(FormatError, match="token vectors of 2 documents are damaged"):
+            index.compact()
+    assert Index.repair(tmp_path / "index", encoder).sound
+    with Index.open(tmp_path / "index") as index:
+        assert_answers_as_written(index, "index-2")
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def answers(index: Index, made) -> list:
+    return [
+        index.search(made.embeddings_of({query: 0}), k=50, lexical=lexical)
+        for query in "ab"
+        for lexical in ("m3", "bm25")
+    ]
+
+
+@pytest.fixture(scope="session")
+def fuzzed(made, tmp_path_factory):
+    """A closed index, what it answers, and the documents it holds."""
+    folder = tmp_path_factory.mktemp("fuzz") / "index"
+    versions = {f"d{i}": 0 for i in range(30)}
+    with Index.create(folder, made.MODEL) as index:
+        index.add(made.documents_of(versions), embeddings=made.embeddings_of(versions))
+        index.delete(["d3", "d4"])
+        index.compact()
+        index.delete("d5")
+    with Index.open(folder) as index:
+        documents = {id_: index.get(id_) for id_ in versions}
+        return folder, answers(index, made), documents
+
+
+def damage(folder: Path, data: st.DataObject) -> None:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("writer"))
+    path = folder / data.draw(st.sampled_from(names))
+    content = path.read_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    kind = data.draw(st.sampled_from(["flip", "flip", "flip", "cut", "zeros", "noise", "swap", "remove"]))
+    if kind == "flip":
+        flip(path, place, data.draw(st.integers(0, 7)))
+    elif kind == "cut":
+        path.write_bytes(content[:place])
+    elif kind == "zeros":
+        path.write_bytes(content[:place] + bytes(min(500, len(content) - place)) + content[place + 500 :])
+    elif kind == "noise":
+        path.write_bytes(content[:place] + data.draw(st.binary(min_size=1, max_size=64)) + content[place + 64 :])
+    elif kind == "swap":
+        path.write_bytes((folder / data.draw(st.sampled_from(names))).read_bytes())
+    else:
+        path.unlink()
+
+
+def check_a_damaged_copy(fuzzed, made, tmp_path_factory, data) -> None:
+    """It opens and answers as before, or raises an error of ours; never anything else."""
+    source, expected, documents = fuzzed
+    folder = tmp_path_factory.mktemp("damaged") / "index"
+    shutil.copytree(source, folder)
+    damage(folder, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # derived files that are made again
+        try:
+            with Index.open(folder) as index:
+                assert answers(index, made) == expected
+                for id_, document in documents.items():
+                    found = index.get(id_)
+                    assert found == document or found is None
+                    if found != document:  # the index over the ids is damaged, which only a whole check sees
+                        assert not index.check().sound
+                sound_before = index.check().sound
+        except M3EdgeError as error:
+            if str(folder) not in str(error):
+                raise
+            sound_before = False
+        if not sound_before and (folder / "index.sqlite").exists():
+            Index.repair(folder)
+    shutil.rmtree(folder.parent)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_index_answers_rightly_or_says_what_is_damaged(fuzzed, made, tmp_path_factory, data):
+    check_a_damaged_copy(fuzzed, made, tmp_path_factory, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_index_answers_rightly_or_says_what_is_damaged_long(fuzzed, made, tmp_path_factory, data):
+    check_a_damaged_copy(fuzzed, made, tmp_path_factory, data)
+
+
+def open_and_search(folder: Path, query: Embeddings) -> None:
+    with Index.open(folder) as index:
+        index.search(query, k=100)
+
+
+def change(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "index.sqlite")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "what", "remedy"),
+    [
+        ("UPDATE documents SET text = 'another' WHERE id = 'd7'", "checksum differs", "backup"),
+        ("UPDATE documents SET metadata = '{}' WHERE id = 'd7'", "checksum differs", "backup"),
+        ("UPDATE documents SET id = 'other' WHERE id = 'd7'", "checksum differs", "backup"),
+        ("UPDATE vectors SET dense = zeroblob(64) WHERE row = 8", "checksum differs", "encode"),
+        ("UPDATE vectors SET sparse_weights = zeroblob(20) WHERE row = 8", "checksum differs", "encode"),
+        ("UPDATE vectors SET token_count = token_count + 1 WHERE row = 8", "token vectors differ", "encode"),
+        ("UPDATE vectors SET token_start = 1000000 WHERE row = 8", "behind the", "encode"),
+        ("DELETE FROM vectors WHERE row = 8", "vectors are missing", "encode"),
+        ("DELETE FROM documents WHERE row = 8", "holds 19 documents, expected 20", "backup"),
+        ("UPDATE meta SET value = '99' WHERE key = 'token_rows'", "checksum differs", "backup"),
+    ],
+)
+def test_damage_to_the_truth_is_named_and_mended_where_the_texts_are_whole(made_index, made, statement, what, remedy):
+    made_index.close()
+    folder = made_index.folder
+    change(folder, statement)
+    report = check_index(folder)
+    assert not report.sound
+    assert any(what in problem.what and problem.remedy == remedy for problem in report.problems), report
+    (folder / "derived.json").unlink()  # so that everything is read
+    with pytest.raises(FormatError):
+        open_and_search(folder, made.embeddings_of({"query": 0}))
+
+
+def test_repair_encodes_documents_with_damaged_vectors_again(index, encoder):
+    documents = [Document(f"d{i}", f"Text number {i} about tea.") for i in range(10)]
+    index.add(documents)
+    expected = index.search("tea number 3")
+    index.close()
+    change(index.folder, "UPDATE vectors SET dense = zeroblob(1536) WHERE row = 4")
+    flip(index.folder / "tokens.i8", 3000)
+    assert not Index.repair(index.folder).sound  # nothing is lost without the encoder, and nothing mended
+    assert Index.repair(index.folder, encoder).sound
+    with Index.open(index.folder, encoder) as again:
+        assert {hit.id: hit.scores for hit in again.search("tea number 3")} == {
+            hit.id: pytest.approx(hit.scores, abs=1e-3) for hit in expected
+        }
+
+
+def test_a_short_token_file_is_refused_and_mended(index, encoder):
+    index.add([Document(f"d{i}", f"Text number {i} about tea.") for i in range(10)])
+    index.close()
+    path = index.folder / "tokens.i8"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(FormatError, match=r"tokens.i8: has \d+ bytes, expected at least .*m3edge check --repair"):
+        Index.open(index.folder, encoder)
+    assert Index.repair(index.folder, encoder).sound
+    with Index.open(index.folder, encoder) as again:
+        assert len(again.search("tea")) == 10
+
+
+def test_damaged_token_vectors_are_never_answered_from(made_index, made):
+    made_index.close()
+    flip(made_index.folder / "tokens.i8", 5)
+    with Index.open(made_index.folder) as index:
+        with pytest.raises(FormatError, match=r"tokens.i8: token vectors 0 to \d+, of the document in row 1"):
+            index.search(made.embeddings_of({"query": 0}), k=20)
+        assert index.search(made.embeddings_of({"query": 0}), k=20, weights=(1, 1, 0))  # what is whole still serves
+
+
+def test_an_older_file_that_was_put_back_is_searched_as_it_is(made_index, made, tmp_path):
+    made_index.close()
+    for path in made_index.folder.glob("index.sqlite*"):
+        shutil.copy(path, tmp_path)
+    with Index.open(made_index.folder) as index:
+        expected = index.search(made.embeddings_of({"query": 0}), k=50)
+        index.upsert(made.documents_of({"d0": 1}), embeddings=made.embeddings_of({"d0": 1}))
+    for path in tmp_path.glob("index.sqlite*"):
+        shutil.copy(path, made_index.folder)
+    with Index.open(made_index.folder) as index:
+        assert index.search(made.embeddings_of({"query": 0}), k=50) == expected
+        index.upsert(made.documents_of({"d1": 1}), embeddings=made.embeddings_of({"d1": 1}))
+        assert index.check().sound
+    with Index.open(made_index.folder) as index:
+        hits = {hit.id: hit.metadata["version"] for hit in index.search(made.embeddings_of({"query": 0}), k=50)}
+        assert (hits["d0"], hits["d1"]) == (0, 1)
