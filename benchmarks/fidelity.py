@@ -19,6 +19,7 @@ from machine import ROOT, describe_machine
 
 from m3edge import Encoder
 from m3edge.files import write_atomically
+from m3edge.model_folder import STATIC_GRAPH
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 PASSAGES, QUESTIONS = 60, 24
@@ -30,18 +31,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "beir")
     options = parser.parse_args()
     texts = read_texts(options.data)
-    encoders = [Encoder.load(folder) for folder in options.models]
-    if len({encoder.info.fingerprint for encoder in encoders}) > 1:
+    encoders = {}
+    for folder in options.models:
+        encoder = Encoder.load(folder, "cpu")
+        encoders[encoder.info.precision] = encoder
+        if (folder / STATIC_GRAPH).is_file():
+            encoders[f"{encoder.info.precision}, static, on OpenVINO"] = Encoder.load(folder, "openvino")
+    if len({encoder.info.fingerprint for encoder in encoders.values()}) > 1:
         parser.error("the folders hold different models")
-    reference = next((encoder for encoder in encoders if encoder.info.precision == "fp32"), None)
-    if reference is None:
+    if "fp32" not in encoders:
         parser.error("one of the folders must be in fp32")
+    reference = encoders.pop("fp32")
     expected = reference.encode_passages(texts)
-    rows = {
-        encoder.info.precision: fidelity(expected, encoder.encode_passages(texts))._asdict()
-        for encoder in encoders
-        if encoder is not reference
-    }
+    rows = {name: fidelity(expected, encoder.encode_passages(texts))._asdict() for name, encoder in encoders.items()}
     report = {"machine": describe_machine(), "texts": len(texts), "languages": LANGUAGES, "precisions": rows}
     out = ROOT / "benchmarks" / "results" / f"fidelity-{reference.info.name}.json"
     write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")

@@ -297,6 +297,100 @@ def precisions() -> str:
     return table(["precision", *(title for title, _ in columns.values())], lines)
 
 
+def filters() -> str:
+    """The way that is chosen; without a filter: the dense part of benchmarks/hybrid.py."""
+    unfiltered = {row["dense"]: row["parts_median_ms"]["dense"] for row in result("hybrid")["rows"]}
+    rows = [row for row in result("filters")["rows"] if row["way"] == "chosen"]
+    shares = sorted({row["share"] for row in rows}, reverse=True)
+    lines = []
+    for kind in ("exact", "hnsw"):
+        by_share = {row["share"]: row for row in rows if row["dense"] == kind}
+        cells = [f"{by_share[share]['dense_ms']:.1f} ({by_share[share]['dense_p99_ms']:.1f})" for share in shares]
+        lines.append([f"`{kind}`", f"{unfiltered[kind]:.1f}", *cells])
+    return table(["dense part, ms (p99)", "no filter", *(f"{100 * share:g} % pass" for share in shares)], lines)
+
+
+def filters_recall() -> str:
+    rows = [row for row in result("filters")["rows"] if row["way"] == "chosen"]
+    return f"at least {min(row['recall@10'] for row in rows)}"
+
+
+def hybrid() -> str:
+    exact, hnsw = (next(row for row in result("hybrid")["rows"] if row["dense"] == kind) for kind in ("exact", "hnsw"))
+    return (
+        f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with `hnsw`, "
+        f"whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers {exact['batch_queries_a_second']} and "
+        f"{hnsw['batch_queries_a_second']} queries a second where single searches answer "
+        f"{exact['single_queries_a_second']} and {hnsw['single_queries_a_second']}"
+    )
+
+
+def token_store() -> str:
+    """Points of nDCG@10 lost against fp16 without pooling, means over the data sets."""
+    rows = result("token-store")["rows"]
+
+    def mean(codec: str, pooling: int, name: str) -> float:
+        return float(np.mean([row[name] for row in rows if (row["codec"], row["pooling"]) == (codec, pooling)]))
+
+    lines = []
+    for codec in ("fp16", "int8", "int4", "binary"):
+        cells = []
+        for pooling in (1, 2, 3):
+            lost = [100 * (mean("fp16", 1, part) - mean(codec, pooling, part)) for part in ("tokens", "all")]
+            cells.append(
+                f"{mean(codec, pooling, 'bytes_a_token'):.0f}: {lost[0]:.2f}, {lost[1]:.2f}".replace("-0.00", "0.00")
+            )
+        lines.append([f"`{codec}`", *cells])
+    return table(["`token_codec`", "pooling 1: bytes a token, tokens, all", "pooling 2", "pooling 3"], lines)
+
+
+# Engines and sizes
+
+
+def engines() -> str:
+    report = result("engines-mini")
+    shapes = list(report["speed"])
+    start = {"onnxruntime int8": "onnxruntime", "openvino static int8": "openvino, cached"}
+    lines = []
+    for name in report["speed"][shapes[0]]:
+        cells = [
+            f"{report['speed'][shape][name]['ms']:.1f} ({report['speed'][shape][name]['speed_over_fp32']:.2f})"
+            for shape in shapes
+        ]
+        lines.append([name, *cells, f"{report['start_seconds'][start[name]]:.2f}" if name in start else ""])
+    return table(["engine", *(f"{shape} tokens, ms (× fp32)" for shape in shapes), "first vector after, s"], lines)
+
+
+def fidelity() -> str:
+    columns = {
+        "dense_cosine_mean": "dense cosine", "dense_cosine_worst": "worst", "token_cosine_mean": "token cosine",
+        "token_cosine_p1": "1st percentile", "maxsim_difference": "MaxSim difference",
+    }  # fmt: skip
+    rows = result("fidelity-m3-mini")["precisions"]
+    lines = [[name, *(f"{row[column]:.4f}" for column in columns)] for name, row in rows.items()]
+    return table(["against fp32", *columns.values()], lines)
+
+
+def full_size() -> str:
+    report = result("full-size")
+    lines = []
+    for name, title in (
+        ("int8", "m3edge int8"),
+        ("int4", "m3edge int4"),
+        ("fp32", "m3edge fp32"),
+        ("peer", "bge-m3-lite int8"),
+    ):
+        cells = [f"{shape['ms'][name]:.0f}" for shape in report["speed"].values()]
+        peak = report["peak_mb"].get(f"{name} 8192 tokens")
+        lines.append([title, *cells, f"{report['size_mb'][name]:.0f}", "" if peak is None else f"{peak:.0f}"])
+    return table([*["graph"], *(f"{shape}, ms" for shape in report["speed"]), "MB", "peak MB, 8,192 tokens"], lines)
+
+
+def full_size_ratios() -> str:
+    speed = result("full-size")["speed"]
+    return ", ".join(f"{shape} {speed[shape]['int8_speed_over']['peer']:.2f}" for shape in speed)
+
+
 MADE: dict[str, Callable[[], str]] = {
     "bench-setup": bench_setup,
     "bench-picture": bench_picture,
@@ -321,6 +415,14 @@ MADE: dict[str, Callable[[], str]] = {
     "codecs": codecs,
     "numpy-maxsim": numpy_maxsim,
     "precisions": precisions,
+    "filters": filters,
+    "filters-recall": filters_recall,
+    "hybrid": hybrid,
+    "token-store": token_store,
+    "engines": engines,
+    "fidelity": fidelity,
+    "full-size": full_size,
+    "full-size-ratios": full_size_ratios,
 }
 
 if __name__ == "__main__":
