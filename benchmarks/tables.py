@@ -1,11 +1,12 @@
 """The paper's three tables in small (arXiv 2402.03216): many languages, across languages, long documents.
 
-    python benchmarks/tables.py models/mini-int8 ../shared/data/beir --queries 100
+    python benchmarks/tables.py models/mini-int8 ../shared/data/beir --queries 200
 
 Tables 1 and 2 take aligned data sets, which share their queries' ids, as XQuAD's do: the queries of each language with
-the passages of the same one (table 1) and of English and all others (table 2). Table 3 takes sets of long documents.
-Writes benchmarks/results/tables-MODEL.json after each corpus (an interrupted run goes on where it was) and prints the
-tables in the paper's layout: a row for each method, a column for each language or data set, nDCG@10.
+the passages of the same one (table 1), and the queries of English with the passages of all others and back (table 2).
+Table 3 takes sets of long documents, each twice: cut at what the model reads, and split into passages (m3edge.passages)
+of which the best one counts. Writes benchmarks/results/tables-MODEL.json after each corpus (an interrupted run goes on
+where it was) and prints the tables in the paper's layout: a row for each method, a column for each language or set.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from m3edge.bench.report import table
 from m3edge.embeddings import Embeddings
 from m3edge.evaluation import BeirDataset, EncodedCorpus, evaluate_encoded, read_beir
 from m3edge.files import write_atomically
+from m3edge.passages import split_passages
 
 METHODS = ("bm25", "dense", "sparse", "tokens", "dense+sparse", "all", "all-long")
 LONG = ("narrativeqa-en", "qmsum-en", "reactdocs-en", "reactdocs-fr", "reactdocs-ko", "reactdocs-zh")
 PIVOT = "en"
+METRICS = ("nDCG@10", "R@10", "R@100")
+BEST_PASSAGE = "best passage"
 
 Row = dict[str, Any]
 
@@ -40,12 +44,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, help="only the first so many judged queries of each set")
     parser.add_argument("--aligned", default="xquad-", help="how the aligned sets' names begin; default: %(default)s")
     parser.add_argument("--long", nargs="*", default=list(LONG), help="sets of long documents; default: %(default)s")
+    parser.add_argument("--documents", type=int, help="only so many documents of each set of long ones")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/tables-MODEL.json")
     options = parser.parse_args()
 
     encoder = Encoder.load(options.model)
     out = options.out or RESULTS / f"tables-{options.model.resolve().name}.json"
-    report = _earlier(out, encoder, options.queries)
+    report = _earlier(out, encoder, options)
 
     def keep(rows: list[Row]) -> None:
         report["rows"] += rows
@@ -55,7 +60,8 @@ def main() -> None:
     measure_aligned(encoder, folders, options.queries, report["rows"], keep)
     for name in options.long:
         if not any(row["passages"] == name for row in report["rows"]):
-            keep([measure_long(encoder, read_beir(options.data / name, n_queries=options.queries))])
+            dataset = read_beir(options.data / name, n_queries=options.queries, n_documents=options.documents)
+            keep(measure_long(encoder, dataset))
             print(f"{name}: done", file=sys.stderr, flush=True)
     print(tables(report["rows"], options.aligned))
 
@@ -63,32 +69,45 @@ def main() -> None:
 def measure_aligned(
     encoder: Encoder, folders: list[Path], n_queries: int | None, done: list[Row], keep: Callable[[list[Row]], None]
 ) -> None:
-    """Every language's queries with every language's passages; `keep` gets the rows of one corpus after another."""
+    """Each language's passages with its own queries and with the pivot's, the pivot's with all queries; `keep` gets the
+    rows of one corpus after another."""
     datasets = [read_beir(folder, n_queries=n_queries) for folder in folders]
-    missing = [target for target in datasets if not any(row["passages"] == target.name for row in done)]
-    if not missing:
-        return
-    queries = {dataset.name: encoder.encode_queries(list(dataset.queries.values())) for dataset in datasets}
-    for target in missing:
+    queries: dict[str, Embeddings] = {}
+    for target in datasets:
+        if any(row["passages"] == target.name for row in done):
+            continue
         with EncodedCorpus(encoder, list(target.corpus.values())) as corpus:
             rows = []
             for source in datasets:
+                if source is not target and not any(name.endswith(f"-{PIVOT}") for name in (source.name, target.name)):
+                    continue
                 if list(source.queries) != list(target.queries):
                     raise ValueError(f"{source.name} and {target.name} have different queries: they are not aligned")
+                if source.name not in queries:
+                    queries[source.name] = encoder.encode_queries(list(source.queries.values()))
                 rows.append(_row(corpus, source.name, queries[source.name], target._replace(queries=source.queries)))
             keep(rows)
         print(f"{target.name}: done", file=sys.stderr, flush=True)
 
 
-def measure_long(encoder: Encoder, dataset: BeirDataset) -> Row:
-    """One data set alone, and which share of its documents is longer than the model reads."""
+def measure_long(encoder: Encoder, dataset: BeirDataset) -> list[Row]:
+    """One data set with its documents cut, and which share of them that is; then with each one's best passage."""
     queries = encoder.encode_queries(list(dataset.queries.values()))
     texts = list(dataset.corpus.values())
-    limit = encoder.info.max_length
-    tokenized = encoder.tokenizer.tokenize(texts, prefix=encoder.info.passage_prefix, max_length=limit)
     with EncodedCorpus(encoder, texts) as corpus:
-        row = _row(corpus, dataset.name, queries, dataset)
-    return {**row, "cut": round(float(np.mean([text.truncated for text in tokenized])), 3)}
+        cut = _row(corpus, dataset.name, queries, dataset)
+    passages, documents = [], []
+    for document, text in dataset.corpus.items():
+        spans = split_passages(text, encoder)
+        passages += [text[start:end] for start, end in spans]
+        documents += [document] * len(spans)
+    with EncodedCorpus(encoder, passages) as corpus:
+        split = _row(corpus, dataset.name, queries, dataset, documents)
+    n_cut = len([document for document in dataset.corpus if documents.count(document) > 1])
+    return [
+        {**cut, "unit": "document", "cut": round(n_cut / len(texts), 3)},
+        {**split, "unit": BEST_PASSAGE, "n_passages": len(passages)},
+    ]
 
 
 def tables(rows: list[Row], aligned: str) -> str:
@@ -96,53 +115,56 @@ def tables(rows: list[Row], aligned: str) -> str:
     own = [row for row in rows if row["passages"].startswith(aligned)]
     monolingual = [row for row in own if row["queries"] == row["passages"]]
     to_pivot = [row for row in own if row["passages"] == aligned + PIVOT and row["queries"] != row["passages"]]
-    across = [row for row in own if row["queries"] != row["passages"]]
+    from_pivot = [row for row in own if row["queries"] == aligned + PIVOT and row["queries"] != row["passages"]]
     long = [row for row in rows if not row["passages"].startswith(aligned)]
     sections = []
     if monolingual:
         sections += ["Table 1: queries and passages of one language", layout(monolingual, aligned)]
     if to_pivot:
-        sections += [f"Table 2: queries of other languages, passages in {PIVOT}", layout(to_pivot, aligned)]
-        sections += [f"The mean over all {len(across)} pairs of two languages", _means(across)]
+        sections += [f"Table 2: queries of other languages, passages in {PIVOT}", layout(to_pivot, aligned, "R@10")]
+        sections += [
+            f"Queries in {PIVOT}, passages of other languages",
+            layout(from_pivot, aligned, "R@10", "passages"),
+        ]
     if long:
-        sections += ["Table 3: long documents", layout(long, aligned)]
+        cut, split = ([row for row in long if (row["unit"] == BEST_PASSAGE) == best] for best in (False, True))
+        sections += ["Table 3: long documents, cut at what the model reads", layout(cut, aligned)]
+        sections += ["The same by their best passage", layout(split, aligned)]
     return "\n\n".join(sections)
 
 
-def layout(rows: list[Row], aligned: str) -> str:
-    """A row for each method; the mean, then each row's queries' name."""
-    names = [row["queries"].removeprefix(aligned) for row in rows]
+def layout(rows: list[Row], aligned: str, metric: str = "nDCG@10", columns: str = "queries") -> str:
+    """A row for each method; the mean, then each row's queries' or passages' name."""
+    names = [row[columns].removeprefix(aligned) for row in rows]
     lines = []
     for method in METHODS:
-        values = [row["nDCG@10"][method] for row in rows]
+        values = [row[metric][method] for row in rows]
         lines.append([method, f"**{np.mean(values):.3f}**", *(f"{value:.3f}" for value in values)])
-    return table(["nDCG@10", "mean", *names], lines)
+    return table([metric, "mean", *names], lines)
 
 
-def _means(rows: list[Row]) -> str:
-    values = [f"{np.mean([row['nDCG@10'][method] for row in rows]):.3f}" for method in METHODS]
-    return table(["nDCG@10", *METHODS], [["mean", *values]])
-
-
-def _row(corpus: EncodedCorpus, name: str, queries: Embeddings, dataset: BeirDataset) -> Row:
-    modes = evaluate_encoded(corpus, queries, dataset).modes
+def _row(
+    corpus: EncodedCorpus, name: str, queries: Embeddings, dataset: BeirDataset, documents: Sequence[str] | None = None
+) -> Row:
+    modes = evaluate_encoded(corpus, queries, dataset, documents=documents, metrics=METRICS).modes
     return {
         "queries": name,
         "passages": dataset.name,
         "documents": len(dataset.corpus),
         "n_queries": len(dataset.queries),
-        "nDCG@10": {method: modes[method]["nDCG@10"] for method in METHODS},
-        "R@100": {method: modes[method]["R@100"] for method in METHODS},
+        **{metric: {method: modes[method][metric] for method in METHODS} for metric in METRICS},
     }
 
 
-def _earlier(out: Path, encoder: Encoder, queries: int | None) -> dict[str, Any]:
+def _earlier(out: Path, encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     """The unfinished report of the same model and settings, or a new one."""
     settings = {
         "model": encoder.info.name,
         "precision": encoder.info.precision,
+        "provider": encoder.provider,
         "fingerprint": encoder.info.fingerprint,
-        "queries": queries,
+        "queries": options.queries,
+        "documents": options.documents,
     }
     if out.exists():
         report: dict[str, Any] = json.loads(out.read_bytes())

@@ -5,7 +5,7 @@ The rankings come from corpus.py, the metrics from ir-measures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,20 +93,31 @@ def evaluate(
 
 
 def evaluate_encoded(
-    corpus: Corpus, queries: Embeddings, dataset: BeirDataset, *, progress: bool | None = False
+    corpus: Corpus,
+    queries: Embeddings,
+    dataset: BeirDataset,
+    *,
+    documents: Sequence[str] | None = None,
+    metrics: Sequence[str] = METRICS,
+    progress: bool | None = False,
 ) -> Evaluation:
-    """As `evaluate`, for a corpus and queries that are encoded already, each in the order of the data set."""
+    """As `evaluate`, for a corpus and queries that are encoded already, each in the order of the data set.
+
+    documents: for a corpus of passages, the id of the document that each is part of; a document's score is its best
+        passage's
+    metrics:   as ir-measures names them
+    """
     ir_measures = import_ir_measures()
-    document_ids = np.array(list(dataset.corpus))
+    document_ids = np.array(list(dataset.corpus) if documents is None else documents)
     runs: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
     with progress_bar(len(queries), "query", "searching", progress) as bar:
         for i, query_id in enumerate(dataset.queries):
             rankings = corpus.rank(*query_parts(queries[i]))
             for mode, (positions, scores) in rankings.items():
-                found = document_ids[positions].tolist()
-                runs[mode][query_id] = dict(zip(found, scores.tolist(), strict=True))
+                best_last = zip(document_ids[positions[::-1]].tolist(), scores[::-1].tolist(), strict=True)
+                runs[mode][query_id] = dict(best_last)  # of a document's passages the best one stays
             bar.update()
-    measures = [ir_measures.parse_measure(name) for name in METRICS]
+    measures = [ir_measures.parse_measure(name) for name in metrics]
     modes = {}
     for mode, run in runs.items():
         values = ir_measures.calc_aggregate(measures, dataset.qrels, run)

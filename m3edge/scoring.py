@@ -1,4 +1,4 @@
-"""The model's definitions in numpy (arXiv 2402.03216, section 3.1): from a head's raw output to a vector, from two
+"""The model's definitions in numpy (arXiv 2402.03216v4, section 3.2): from a head's raw output to a vector, from two
 vectors to a score, from three scores to one.
 
 They agree with FlagEmbedding to the letter: of a token that occurs twice the larger weight counts, special tokens are

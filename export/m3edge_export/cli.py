@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         default=0.95,
         help="share of the right passage's score a negative may reach (%(default)s)",
     )
+    train.add_argument(
+        "--no-distillation", action="store_true", help="no part learns from the sum of all three: for comparison"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     train.add_argument("--eval", type=Path, nargs="+", default=[], metavar="BEIR_FOLDER", help="measure nDCG@10 there")
@@ -171,11 +174,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from m3edge.evaluation import read_beir
+    from m3edge_export.training.losses import Objective
     from m3edge_export.training.run import Run, train_checkpoint
     from m3edge_export.training.trainer import Training
 
     names = {item.name for item in fields(Training)} & set(vars(options))
-    config = Training(**{name: getattr(options, name) for name in names})
+    objective = Objective(distillation=not options.no_distillation)
+    config = Training(objective=objective, **{name: getattr(options, name) for name in names})
     run = Run(
         fresh_heads=options.fresh_heads,
         max_length=options.max_length,

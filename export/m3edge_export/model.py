@@ -1,4 +1,4 @@
-"""The M3 model in PyTorch: one transformers encoder and three heads (arXiv 2402.03216, section 3.1).
+"""The M3 model in PyTorch: one transformers encoder and three heads (arXiv 2402.03216v4, section 3.2).
 
 It goes from token ids to the heads' raw outputs, for every position. What follows belongs to whoever uses them: leaving
 out `<s>`, special tokens and the prefix, and taking the maximum over repeated tokens (m3edge.scoring, the trainer).

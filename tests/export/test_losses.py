@@ -12,9 +12,13 @@ pytest.importorskip("torch")
 import torch
 from m3edge_export.training.losses import (
     EXCLUDED,
+    Objective,
     Scores,
+    contrastive_loss,
     dense_scores,
     distillation,
+    distillation_loss,
+    final_loss,
     info_nce,
     integrated_scores,
     lexical_scores,
@@ -85,6 +89,32 @@ def test_distillation_is_the_cross_entropy_of_the_softmaxes_and_spares_the_teach
     loss.backward()
     assert student.grad is not None
     assert teacher.grad is None
+
+
+def test_the_sums_of_the_losses_have_the_papers_weights() -> None:
+    """One query, two passages: every loss depends on the difference x of their scores alone."""
+    scores = Scores(torch.tensor([[0.3, 0.1]]), torch.tensor([[0.5, 0.9]]), torch.tensor([[0.6, 0.2]]))
+    target, objective = torch.tensor([0]), Objective(temperature=0.1)
+
+    def right(x: float) -> float:  # the first passage's share of the softmax
+        return 1 / (1 + math.exp(-x / 0.1))
+
+    differences = {"dense": 0.2, "sparse": -0.4, "tokens": 0.4}
+    teacher = 1.0 * 0.2 + 0.3 * -0.4 + 1.0 * 0.4  # s_inter, with w = (1, 0.3, 1)
+    parts = {name: -math.log(right(x)) for name, x in differences.items()}
+    contrastive = (1.0 * parts["dense"] + 0.1 * parts["sparse"] + 1.0 * parts["tokens"] - math.log(right(teacher))) / 4
+    distilled = {
+        name: -right(teacher) * math.log(right(x)) - right(-teacher) * math.log(right(-x))
+        for name, x in differences.items()
+    }
+    self_distillation = (1.0 * distilled["dense"] + 0.1 * distilled["sparse"] + 1.0 * distilled["tokens"]) / 3
+    assert contrastive_loss(scores, target, objective).item() == pytest.approx(contrastive, rel=1e-5)
+    assert distillation_loss(scores, objective).item() == pytest.approx(self_distillation, rel=1e-5)
+    assert final_loss(scores, target, objective).item() == pytest.approx(
+        (contrastive + self_distillation) / 2, rel=1e-5
+    )
+    without = Objective(temperature=0.1, distillation=False)
+    assert final_loss(scores, target, without).item() == pytest.approx(contrastive, rel=1e-5)
 
 
 def test_an_excluded_passage_counts_for_nothing() -> None:

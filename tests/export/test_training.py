@@ -22,7 +22,7 @@ from m3edge_export.cli import main
 from m3edge_export.deltas import apply_deltas, read_deltas
 from m3edge_export.model import M3Model
 from m3edge_export.training.data import describe_bad_lines, read_pairs, sample_passages
-from m3edge_export.training.encoder import torch_encoder
+from m3edge_export.training.encoder import states_encoder, torch_encoder
 from m3edge_export.training.negatives import mine_negatives
 from m3edge_export.training.states import encode_states, take
 
@@ -184,6 +184,42 @@ def test_a_killed_training_goes_on_where_it_was(tiny_source: Path, data: Path, t
     assert not state.parent.exists()
 
 
+def test_without_distillation_other_heads_come_out(tiny_source: Path, data: Path, tmp_path: Path) -> None:
+    def train(name: str, *options: str) -> M3Model:
+        assert (
+            main(["train", str(tiny_source), str(tmp_path / name), "--data", str(data), "--steps", "5", *options]) == 0
+        )
+        return load_checkpoint(tmp_path / name).model
+
+    whole, contrastive = train("whole"), train("contrastive", "--no-distillation")
+    assert not torch.equal(whole.token_head.weight, contrastive.token_head.weight)
+    logs = [(tmp_path / name / "training.jsonl").read_text().splitlines() for name in ("whole", "contrastive")]
+    assert [json.loads(log[0])["training"]["objective"]["distillation"] for log in logs] == [True, False]
+
+
+def test_speed_and_padding_are_reported(tiny_source: Path, tmp_path: Path) -> None:
+    """Padding is what a batch's rectangles hold beside its texts' tokens."""
+    queries, passages = ["one", "one", "one"], ["a", "a b c d", "a b c d e f g h i j"]
+    path = tmp_path / "pairs.jsonl"
+    lines = [
+        json.dumps({"query": f"{q} {i}", "positive": p}) for i, (q, p) in enumerate(zip(queries, passages, strict=True))
+    ]
+    path.write_text("\n".join(lines))
+    assert main(["train", str(tiny_source), str(tmp_path / "out"), "--data", str(path), "--steps", "2"]) == 0
+    tokenizer = Tokenizer(tiny_source / "tokenizer.json")
+    lengths = [
+        [len(text.ids) for text in tokenizer.tokenize(texts, prefix="", max_length=64)]
+        for texts in ([f"one {i}" for i in range(3)], passages)
+    ]
+    assert len(set(lengths[0])) == 1
+    expected = 1 - sum(map(sum, lengths)) / (3 * max(lengths[0]) + 3 * max(lengths[1]))
+    report = json.loads((tmp_path / "out" / "training.jsonl").read_text().splitlines()[-1])
+    assert report["padding"] == pytest.approx(expected)
+    assert expected > 0.2
+    assert report["tokens_per_second"] > 0
+    assert set(report["accuracy"]) == {"dense", "sparse", "tokens", "all"}
+
+
 def test_another_command_does_not_go_on_with_it(
     tiny_source: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +284,32 @@ def test_mined_negatives_rank_high_and_are_not_the_answer(tiny_source: Path) -> 
         best = [int(j) for j in np.argsort(-scores) if j != i]
         assert scores[list(free[i])].min() >= scores[best[2]] - 5e-3  # the store keeps token vectors in fewer bits
         assert (scores[list(strict[i])] <= 0.9 * scores[i] + 5e-3).all()
+
+
+def test_states_give_the_embeddings_of_the_heads_as_they_are_now(tiny_source: Path) -> None:
+    checkpoint = load_checkpoint(tiny_source, attention="sdpa")
+    model, info, tokenizer = checkpoint.model, model_info(checkpoint), Tokenizer(tiny_source / "tokenizer.json")
+    texts = [f"the file {number}" for number in NUMBERS]
+    tokenized = tokenizer.tokenize(texts, prefix=info.passage_prefix, max_length=info.max_length)
+    known = [(tokenized, encode_states(model, tokenized))]
+    quick, whole = states_encoder(model, info, tokenizer, known), torch_encoder(model, info, tokenizer)
+    before = quick.encode_passages(texts)
+    with torch.no_grad():
+        model.token_head.bias += 0.5
+        model.sparse_head.bias += 0.5
+    after, expected = quick.encode_passages(texts), whole.encode_passages(texts)
+    assert before.tokens is not None
+    assert after.tokens is not None
+    assert expected.tokens is not None
+    assert after.sparse is not None
+    assert expected.sparse is not None
+    np.testing.assert_allclose(after.dense, expected.dense, atol=1e-5)
+    np.testing.assert_allclose(after.tokens.vectors, expected.tokens.vectors, atol=2e-3)  # states are in half precision
+    np.testing.assert_array_equal(after.sparse.ids, expected.sparse.ids)
+    np.testing.assert_allclose(after.sparse.weights, expected.sparse.weights, atol=2e-3)
+    assert np.abs(after.tokens.vectors - before.tokens.vectors).max() > 0.01
+    with pytest.raises(KeyError):
+        quick.encode_passages(["the file unknown"])
 
 
 def test_negatives_are_mined_again_and_train_the_model(

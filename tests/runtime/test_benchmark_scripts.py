@@ -1,5 +1,6 @@
 """The scripts in benchmarks/, run as their README says, on little data: each leaves a file and prints a table."""
 
+import gzip
 import json
 import re
 import shutil
@@ -28,6 +29,12 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def modules(monkeypatch):
+    """The folder of the scripts, to import from."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture
 def aligned(small_beir, tmp_path):
     """Two aligned sets and a set of long documents, all of them the same texts."""
     data = tmp_path / "data"
@@ -40,10 +47,76 @@ def test_the_papers_tables_have_a_row_for_each_method(run, mini_int8, aligned):
     printed, report = run("tables.py", mini_int8, aligned, "--aligned", "both-", "--long", "long-en", "--queries", 4)
     assert [(row["queries"], row["passages"]) for row in report["rows"]] == [
         ("both-de", "both-de"), ("both-en", "both-de"), ("both-de", "both-en"), ("both-en", "both-en"),
-        ("long-en", "long-en"),
+        ("long-en", "long-en"), ("long-en", "long-en"),
     ]  # fmt: skip
-    assert report["rows"][-1]["cut"] == 0
-    assert all(printed.count(f"\n| {method} |") == 3 for method in ("bm25", "dense", "sparse", "tokens", "all"))
+    assert all(printed.count(f"\n| {method} |") == 5 for method in ("bm25", "dense", "sparse", "tokens", "all"))
+    cut, split = report["rows"][-2:]
+    assert (cut["cut"], split["n_passages"]) == (0, split["documents"])  # all are short: both ways are the same
+    assert cut["nDCG@10"] == split["nDCG@10"]
+
+
+def test_languages_meet_in_the_pivot_alone(run, mini_int8, aligned, small_beir):
+    shutil.copytree(small_beir, aligned / "both-fr")
+    _, report = run("tables.py", mini_int8, aligned, "--aligned", "both-", "--queries", 2, "--long")
+    pairs = {(row["queries"][-2:], row["passages"][-2:]) for row in report["rows"]}
+    assert pairs == {(a, b) for a in ("de", "en", "fr") for b in ("de", "en", "fr") if a == b or "en" in (a, b)}
+    assert all(set(row["R@10"]) == set(row["nDCG@10"]) for row in report["rows"])
+
+
+def test_a_long_document_is_found_by_the_passage_that_is_beyond_the_models_reach(run, mini_int8, aligned):
+    """One document holds the answer after more than the model reads: cut, it is any text; by passages, it is first."""
+    corpus = aligned / "long-en" / "corpus.jsonl"
+    documents = [json.loads(line) for line in corpus.read_text().splitlines()]
+    qrels = (aligned / "long-en" / "qrels" / "test.tsv").read_text().splitlines()
+    query, right, _ = qrels[1].split("\t")
+    filler = "The weather on the coast was mild and the harbour was quiet. " * 60
+    for document in documents:
+        if document["_id"] == right:
+            document["text"] = f"{filler}\n\n{document['text']}"
+    corpus.write_text("\n".join(map(json.dumps, documents)))
+    (aligned / "long-en" / "qrels" / "test.tsv").write_text("\n".join([qrels[0], f"{query}\t{right}\t1"]))
+    _, report = run("tables.py", mini_int8, aligned, "--aligned", "none-", "--long", "long-en")
+    cut, split = report["rows"]
+    assert cut["cut"] == pytest.approx(1 / len(documents), abs=1e-3)
+    assert split["n_passages"] > len(documents)
+    assert split["nDCG@10"]["all"] == 1
+    assert split["nDCG@10"]["all"] > cut["nDCG@10"]["all"]
+
+
+def test_an_ablation_trains_each_variant_and_goes_on_where_it_was(run, mini_checkpoint, small_beir, tmp_path):
+    pytest.importorskip("torch")
+    train = tmp_path / "train"
+    train.mkdir()
+    with gzip.open(train / "numbers.jsonl.gz", "wt") as file:
+        for number in ("one", "two", "three", "four", "five", "six", "seven", "eight"):
+            print(json.dumps({"query": number, "positive": f"The number {number} comes next."}), file=file)
+    arguments = ("ablation.py", mini_checkpoint, train, small_beir.parent, "--sets", small_beir.name, "--passages", 5)
+    arguments += ("--held-out", 3, "--queries", 3, "--documents", 6, "--steps", 2, "--work", tmp_path / "work")
+    printed, report = run(*arguments)
+    variants = ["untrained", "as shipped", "self-distillation", "no self-distillation", "mined negatives"]
+    assert [row["variant"] for row in report["rows"]] == [name for name in variants for _ in range(2)]
+    assert {row["dataset"] for row in report["rows"]} == {"held out: numbers", small_beir.name}
+    distilled = {name: made["config"]["objective"]["distillation"] for name, made in report["trainings"].items()}
+    assert distilled == {"self-distillation": True, "no self-distillation": False, "mined negatives": True}
+    assert len({row["nDCG@10"]["dense"] for row in report["rows"] if row["dataset"] == small_beir.name}) == 1
+    assert printed.count("| no self-distillation |") == 2
+    assert run(*arguments) == (printed, report)
+
+
+@pytest.mark.parametrize(("all_", "holds"), [(0.90, True), (0.84, False)])
+def test_an_expectation_that_does_not_hold_is_said_plainly(modules, all_, holds):
+    import expectations
+
+    methods = {"dense": 0.70, "sparse": 0.60, "tokens": 0.84, "dense+sparse": 0.80, "all": all_}
+    easy = expectations.Row("easy", 0.95, 0.90, dict.fromkeys(methods, 0.95))
+    rows = [easy, expectations.Row("hard", 0.79, 0.85, methods)]
+    lines = expectations.verdicts(rows).splitlines()
+    (gain,) = [line for line in lines if "beats (a)" in line]
+    assert ("**does not hold**" in gain) != holds
+    assert f"({100 * (all_ - 0.79):+.2f} points over 1 sets)" in gain
+    (loss,) = [line for line in lines if "falls by more" in line]
+    assert "**does not hold** (at worst -9.00, hard" in loss
+    assert expectations.per_set(rows).count("\n| **mean of") == 3
 
 
 def test_a_table_that_is_there_is_not_measured_again(run, mini_int8, aligned, tmp_path):
@@ -83,4 +156,5 @@ def test_the_readme_lists_every_script_and_no_other():
     text = (BENCHMARKS / "README.md").read_text() + (BENCHMARKS / "bge_m3.md").read_text()
     named = set(re.findall(r"python benchmarks/([\w/]+\.py)", text))
     assert all((BENCHMARKS / script).is_file() for script in named)
-    assert {path.name for path in BENCHMARKS.glob("*.py")} - {"machine.py", "synthetic.py"} <= named  # which the others import
+    imported = {"ablation_report.py", "machine.py", "synthetic.py"}  # by the others
+    assert {path.name for path in BENCHMARKS.glob("*.py")} - imported <= named

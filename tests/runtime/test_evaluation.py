@@ -5,7 +5,7 @@ import json
 import pytest
 
 from m3edge.errors import FormatError
-from m3edge.evaluation import METRICS, MODES, evaluate, read_beir
+from m3edge.evaluation import METRICS, MODES, EncodedCorpus, evaluate, evaluate_encoded, read_beir
 
 CORPUS = [
     {"_id": "d1", "title": "gzip", "text": "The gzip module compresses files."},
@@ -39,6 +39,21 @@ def test_every_mode_gets_every_metric(folder, encoder):
     assert all(list(values) == list(METRICS) for values in result.modes.values())
     assert result.modes["all"] == {"nDCG@10": 1.0, "R@100": 1.0, "RR@10": 1.0}
     assert (result.documents, result.queries) == (3, 2)
+
+
+def test_a_document_counts_by_its_best_passage(folder, encoder):
+    dataset = read_beir(folder)
+    passages = [
+        "Nothing of note.",
+        "The gzip module compresses files.",
+        "Green tea is made from unoxidised leaves.",
+        "?",
+    ]
+    documents = ["d1", "d1", "d2", "d2"]
+    queries = encoder.encode_queries(list(dataset.queries.values()))
+    with EncodedCorpus(encoder, passages) as corpus:
+        result = evaluate_encoded(corpus, queries, dataset, documents=documents, metrics=["R@1", "nDCG@10"])
+    assert result.modes["all"] == {"R@1": 1.0, "nDCG@10": 1.0}
 
 
 @pytest.mark.parametrize(

