@@ -98,6 +98,7 @@ class Bench:
         self.info = model_info(checkpoint)
         self.dropped = special_ids(checkpoint).dropped
         self.work = work
+        self._known: list[tuple[Sequence[TokenizedText], States]] = []
         self._tokenizer = Tokenizer(checkpoint.folder / TOKENIZER)
         self.shipped = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if "_head." in name}
 
@@ -131,11 +132,19 @@ class Bench:
                 seconds = time.perf_counter() - began
                 print(f"{what}: {start + len(chunk)} of {len(texts)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
             parts.append(States(*torch.load(path, weights_only=True)))
-        return _joined(parts)
+        states = _joined(parts)
+        self._known.append((texts, states))
+        return states
 
-    def encoder(self, sides: Sequence[tuple[Sequence[TokenizedText], States]], max_length: int) -> Encoder:
-        info = replace(self.info, max_length=max_length)
-        return states_encoder(self.model, info, self._tokenizer, sides)
+    def encode_new(self, texts: Sequence[TokenizedText], what: str) -> None:
+        """Make sure that `encoder` knows these texts."""
+        seen = {text.ids.tobytes() for known, _ in self._known for text in known}
+        if new := [text for text in texts if text.ids.tobytes() not in seen]:
+            self.states(new, what)
+
+    def encoder(self, max_length: int) -> Encoder:
+        """Of all texts that went through `states`, as they are when cut at so many tokens."""
+        return states_encoder(self.model, replace(self.info, max_length=max_length), self._tokenizer, self._known)
 
 
 class Trained(NamedTuple):
@@ -205,7 +214,7 @@ def _train(bench: Bench, name: str, trained: Trained, config: Training, report: 
         parameter.requires_grad_(False)
     states = trained.query_states, trained.passage_states
     trainer = Trainer(bench.model, FrozenPass(*states), trained.data, bench.dropped, config)
-    encoder = bench.encoder([(trained.data.queries, states[0]), (trained.data.passages, states[1])], MAX_LENGTH)
+    encoder = bench.encoder(MAX_LENGTH)
 
     def mine(step: int) -> None:
         if config.negatives and step % config.refresh == 0 and step < trainer.steps:
@@ -235,12 +244,9 @@ def measure(bench: Bench, name: str, dataset: BeirDataset, max_length: int, repo
     """One row of the report, unless it is there."""
     if any((row["variant"], row["dataset"]) == (name, dataset.name) for row in report["rows"]):
         return
-    sides = [
-        bench.tokenize(list(texts.values()), prefix, max_length)
-        for texts, prefix in ((dataset.queries, bench.info.query_prefix), (dataset.corpus, bench.info.passage_prefix))
-    ]
-    known = [(side, bench.states(side, dataset.name)) for side in sides]
-    result = evaluate(bench.encoder(known, max_length), dataset)
+    for texts, prefix in ((dataset.queries, bench.info.query_prefix), (dataset.corpus, bench.info.passage_prefix)):
+        bench.encode_new(bench.tokenize(list(texts.values()), prefix, max_length), dataset.name)
+    result = evaluate(bench.encoder(max_length), dataset)
     scores = {mode: result.modes[mode]["nDCG@10"] for mode in METHODS}
     report["rows"].append(
         {

@@ -38,11 +38,9 @@ def main() -> None:
 
 
 def read_rows() -> list[Row]:
-    """The data sets that were measured in fp32 and in int8. Raises FileNotFoundError when either was not."""
-    fp32, int8 = (
-        {row["dataset"]: row["modes"] for row in _read(f"quality-mini-{precision}")["rows"]}
-        for precision in ("fp32", "int8")
-    )
+    """The data sets that were measured in fp32 and in int8; as long as fp32 was not, (a) is the dense part in int8."""
+    int8 = _modes("quality-mini-int8")
+    fp32 = _modes("quality-mini-fp32") if (RESULTS / "quality-mini-fp32.json").exists() else int8
     return [
         Row(
             name,
@@ -68,7 +66,7 @@ def verdicts(rows: list[Row]) -> str:
     groups = _groups(rows)
     everything, *_, hard = groups.values()
     lines = []
-    for title, some in groups.items():
+    for title, some in list(groups.items())[:2]:
         mean = _mean(some).methods
         order = "all", "tokens", "dense+sparse", "dense"
         holds = mean["all"] >= mean["tokens"] > mean["dense+sparse"] > mean["dense"]
@@ -87,10 +85,13 @@ def verdicts(rows: list[Row]) -> str:
     )
     worst = min(rows, key=lambda row: row.methods["dense"] - row.e5)
     loss = worst.methods["dense"] - worst.e5
-    lines.append(
-        f"no set's dense score falls by more than {100 * LOSS:.0f} point against (a): {_verdict(loss >= -LOSS)} "
-        f"(at worst {100 * loss:+.2f}, {worst.dataset}; the encoder is the same, this is what int8 costs)"
-    )
+    if any(row.e5 != row.methods["dense"] for row in rows):
+        lines.append(
+            f"no set's dense score falls by more than {100 * LOSS:.0f} point against (a): {_verdict(loss >= -LOSS)} "
+            f"(at worst {100 * loss:+.2f}, {worst.dataset}; the encoder is the same, this is what int8 costs)"
+        )
+    else:
+        lines.append("what int8 costs the dense score, set by set: not measured yet")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -123,8 +124,9 @@ def _verdict(holds: bool) -> str:
     return "holds" if holds else "**does not hold**"
 
 
-def _read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_bytes())
+def _modes(name: str) -> dict[str, Any]:
+    report = json.loads((RESULTS / f"{name}.json").read_bytes())
+    return {row["dataset"]: row["modes"] for row in report["rows"]}
 
 
 if __name__ == "__main__":

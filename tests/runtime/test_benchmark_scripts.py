@@ -43,47 +43,35 @@ def aligned(small_beir, tmp_path):
     return data
 
 
-def test_the_papers_tables_have_a_row_for_each_method(run, mini_int8, aligned):
-    printed, report = run("tables.py", mini_int8, aligned, "--aligned", "both-", "--long", "long-en", "--queries", 4)
-    assert [(row["queries"], row["passages"]) for row in report["rows"]] == [
-        ("both-de", "both-de"), ("both-en", "both-de"), ("both-de", "both-en"), ("both-en", "both-en"),
-        ("long-en", "long-en"), ("long-en", "long-en"),
-    ]  # fmt: skip
-    assert all(printed.count(f"\n| {method} |") == 5 for method in ("bm25", "dense", "sparse", "tokens", "all"))
-    cut, split = report["rows"][-2:]
-    assert (cut["cut"], split["n_passages"]) == (0, split["documents"])  # all are short: both ways are the same
-    assert cut["nDCG@10"] == split["nDCG@10"]
-
-
-def test_languages_meet_in_the_pivot_alone(run, mini_int8, aligned, small_beir):
+def test_the_papers_tables_have_a_row_for_each_method(run, mini_int8, aligned, small_beir):
     shutil.copytree(small_beir, aligned / "both-fr")
-    _, report = run("tables.py", mini_int8, aligned, "--aligned", "both-", "--queries", 2, "--long")
-    pairs = {(row["queries"][-2:], row["passages"][-2:]) for row in report["rows"]}
-    assert pairs == {(a, b) for a in ("de", "en", "fr") for b in ("de", "en", "fr") if a == b or "en" in (a, b)}
+    arguments = ("--aligned", "both-", "--long", "long-en", "--queries", 2)
+    printed, report = run("tables.py", mini_int8, aligned, *arguments)
+    pairs = [(row["queries"][-2:], row["passages"][-2:]) for row in report["rows"][:-2]]
+    assert set(pairs) == {(a, b) for a in ("de", "en", "fr") for b in ("de", "en", "fr") if a == b or "en" in (a, b)}
+    assert len(pairs) == len(set(pairs))
     assert all(set(row["R@10"]) == set(row["nDCG@10"]) for row in report["rows"])
+    assert all(printed.count(f"\n| {method} |") == 5 for method in ("bm25", "dense", "sparse", "tokens", "all"))
 
 
-def test_a_long_document_is_found_by_the_passage_that_is_beyond_the_models_reach(run, mini_int8, aligned):
-    """One document holds the answer after more than the model reads: cut, it is any text; by passages, it is first."""
-    corpus = aligned / "long-en" / "corpus.jsonl"
-    documents = [json.loads(line) for line in corpus.read_text().splitlines()]
-    qrels = (aligned / "long-en" / "qrels" / "test.tsv").read_text().splitlines()
-    query, right, _ = qrels[1].split("\t")
-    filler = "The weather on the coast was mild and the harbour was quiet. " * 60
-    for document in documents:
-        if document["_id"] == right:
-            document["text"] = f"{filler}\n\n{document['text']}"
-    corpus.write_text("\n".join(map(json.dumps, documents)))
-    (aligned / "long-en" / "qrels" / "test.tsv").write_text("\n".join([qrels[0], f"{query}\t{right}\t1"]))
+def test_a_long_document_is_found_by_a_passage_beyond_the_models_reach(run, mini_int8, aligned):
+    """The answer comes after more text than the model reads: cut, the document has none of the question's words."""
+    folder = aligned / "long-en"
+    onions = "Onions and carrots are cut into small cubes and fried for some minutes. " * 60
+    texts = {"right": f"{onions}\n\nThe blue lighthouse of Arnholt.", "other": "Villages have streets.", "soup": onions}
+    documents = [json.dumps({"_id": id_, "text": text}) for id_, text in texts.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(documents))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "blue lighthouse Arnholt"}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tright\t1\n")
     _, report = run("tables.py", mini_int8, aligned, "--aligned", "none-", "--long", "long-en")
     cut, split = report["rows"]
-    assert cut["cut"] == pytest.approx(1 / len(documents), abs=1e-3)
-    assert split["n_passages"] > len(documents)
-    assert split["nDCG@10"]["all"] == 1
-    assert split["nDCG@10"]["all"] > cut["nDCG@10"]["all"]
+    assert cut["cut"] == pytest.approx(2 / 3, abs=1e-3)
+    assert split["n_passages"] > split["documents"] == cut["documents"] == 3
+    assert split["nDCG@10"]["all"] == split["nDCG@10"]["bm25"] == 1
+    assert cut["nDCG@10"]["bm25"] == 0
 
 
-def test_an_ablation_trains_each_variant_and_goes_on_where_it_was(run, mini_checkpoint, small_beir, tmp_path):
+def test_an_ablation_goes_on_where_it_was(run, mini_checkpoint, small_beir, tmp_path):
     pytest.importorskip("torch")
     train = tmp_path / "train"
     train.mkdir()
@@ -92,15 +80,16 @@ def test_an_ablation_trains_each_variant_and_goes_on_where_it_was(run, mini_chec
             print(json.dumps({"query": number, "positive": f"The number {number} comes next."}), file=file)
     arguments = ("ablation.py", mini_checkpoint, train, small_beir.parent, "--sets", small_beir.name, "--passages", 5)
     arguments += ("--held-out", 3, "--queries", 3, "--documents", 6, "--steps", 2, "--work", tmp_path / "work")
-    printed, report = run(*arguments)
-    variants = ["untrained", "as shipped", "self-distillation", "no self-distillation", "mined negatives"]
-    assert [row["variant"] for row in report["rows"]] == [name for name in variants for _ in range(2)]
-    assert {row["dataset"] for row in report["rows"]} == {"held out: numbers", small_beir.name}
-    distilled = {name: made["config"]["objective"]["distillation"] for name, made in report["trainings"].items()}
-    assert distilled == {"self-distillation": True, "no self-distillation": False, "mined negatives": True}
-    assert len({row["nDCG@10"]["dense"] for row in report["rows"] if row["dataset"] == small_beir.name}) == 1
-    assert printed.count("| no self-distillation |") == 2
-    assert run(*arguments) == (printed, report)
+    _, first = run(*arguments, "--variants", "as shipped")
+    states = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "states").iterdir()}
+    printed, second = run(*arguments, "--variants", "as shipped", "mined negatives")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "states").iterdir()} == states
+    assert second["rows"][:2] == first["rows"]
+    assert [row["variant"] for row in second["rows"][2:]] == ["mined negatives"] * 2
+    assert {row["dataset"] for row in second["rows"]} == {"held out: numbers", small_beir.name}
+    assert second["trainings"]["mined negatives"]["passages"] == 5
+    assert len({row["nDCG@10"]["dense"] for row in second["rows"] if row["dataset"] == small_beir.name}) == 1
+    assert printed.count("| mined negatives |") == 2
 
 
 @pytest.mark.parametrize(("all_", "holds"), [(0.90, True), (0.84, False)])
@@ -117,6 +106,8 @@ def test_an_expectation_that_does_not_hold_is_said_plainly(modules, all_, holds)
     (loss,) = [line for line in lines if "falls by more" in line]
     assert "**does not hold** (at worst -9.00, hard" in loss
     assert expectations.per_set(rows).count("\n| **mean of") == 3
+    families = expectations.per_set([row._replace(dataset=f"xquad-{row.dataset}") for row in rows])
+    assert "mean of 1, sets of the same texts as one" in families
 
 
 def test_a_table_that_is_there_is_not_measured_again(run, mini_int8, aligned, tmp_path):
