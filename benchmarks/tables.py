@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, help="only the first so many judged queries of each set")
     parser.add_argument("--aligned", default="xquad-", help="how the aligned sets' names begin; default: %(default)s")
     parser.add_argument("--long", nargs="*", default=list(LONG), help="sets of long documents; default: %(default)s")
-    parser.add_argument("--documents", type=int, help="only so many documents of each set of long ones")
+    parser.add_argument("--long-queries", type=int, help="of each set of long documents; default: as --queries")
+    parser.add_argument("--long-documents", type=int, help="of each set of long documents; default: all")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/tables-MODEL.json")
     options = parser.parse_args()
 
@@ -60,7 +61,8 @@ def main() -> None:
     measure_aligned(encoder, folders, options.queries, report["rows"], keep)
     for name in options.long:
         if not any(row["passages"] == name for row in report["rows"]):
-            dataset = read_beir(options.data / name, n_queries=options.queries, n_documents=options.documents)
+            n_queries = options.long_queries or options.queries
+            dataset = read_beir(options.data / name, n_queries=n_queries, n_documents=options.long_documents)
             keep(measure_long(encoder, dataset))
             print(f"{name}: done", file=sys.stderr, flush=True)
     print(tables(report["rows"], options.aligned))
@@ -164,7 +166,8 @@ def _earlier(out: Path, encoder: Encoder, options: argparse.Namespace) -> dict[s
         "provider": encoder.provider,
         "fingerprint": encoder.info.fingerprint,
         "queries": options.queries,
-        "documents": options.documents,
+        "long_queries": options.long_queries,
+        "long_documents": options.long_documents,
     }
     if out.exists():
         report: dict[str, Any] = json.loads(out.read_bytes())
