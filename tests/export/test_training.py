@@ -157,6 +157,7 @@ def test_deltas_make_the_trained_model_out_of_the_first(tiny_source: Path, data:
 def test_a_killed_training_goes_on_where_it_was(tiny_source: Path, data: Path, tmp_path: Path) -> None:
     def command(name: str) -> list[str]:
         options = ["--data", str(data), "--stage", "lora", "--steps", "200", "--batch", "12", "--save-every", "20"]
+        options += ["--negatives", "1", "--guard", "1", "--refresh", "90"]
         return ["train", str(tiny_source), str(tmp_path / name), *options]
 
     process = subprocess.Popen(
