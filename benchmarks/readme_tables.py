@@ -264,6 +264,23 @@ def paper_tables() -> str:
     return tables.tables(result("tables-mini-int8")["rows"], "xquad-")
 
 
+def paper_tables_engine() -> str:
+    report = result("tables-mini-int8")
+    return f"{report['provider']}, with {report['queries']} queries a language"
+
+
+def long_documents() -> str:
+    """How many there are of each set, how many of them are cut and in how many passages they fall."""
+    rows = [row for row in result("tables-mini-int8")["rows"] if "unit" in row]
+    passages = {row["passages"]: row["n_passages"] for row in rows if "n_passages" in row}
+    return "; ".join(
+        f"{row['documents']} of {row['passages']} with {row['n_queries']} queries, {row['cut']:.0%} of them longer than the "
+        f"model reads, {passages[row['passages']]} passages"
+        for row in rows
+        if "cut" in row
+    )
+
+
 # Parts of the index
 
 
@@ -451,6 +468,8 @@ MADE: dict[str, Callable[[], str]] = {
     "codec-quality": codec_quality,
     "lexical": lexical,
     "paper-tables": paper_tables,
+    "paper-tables-engine": paper_tables_engine,
+    "long-documents": long_documents,
     "expectations": expectations,
     "e5": e5,
     "ablation": ablation,

@@ -118,7 +118,7 @@ def tables(rows: list[Row], aligned: str) -> str:
     monolingual = [row for row in own if row["queries"] == row["passages"]]
     to_pivot = [row for row in own if row["passages"] == aligned + PIVOT and row["queries"] != row["passages"]]
     from_pivot = [row for row in own if row["queries"] == aligned + PIVOT and row["queries"] != row["passages"]]
-    long = [row for row in rows if not row["passages"].startswith(aligned)]
+    long = [row for row in rows if "unit" in row]
     sections = []
     if monolingual:
         sections += ["Table 1: queries and passages of one language", layout(monolingual, aligned)]
