@@ -274,8 +274,8 @@ def long_documents() -> str:
     rows = [row for row in result("tables-mini-int8")["rows"] if "unit" in row]
     passages = {row["passages"]: row["n_passages"] for row in rows if "n_passages" in row}
     return "; ".join(
-        f"{row['documents']} of {row['passages']} with {row['n_queries']} queries, {row['cut']:.0%} of them longer than "
-        f"the model reads, {passages[row['passages']]} passages"
+        f"{row['documents']} of {row['passages']} with {row['n_queries']} queries, {row['cut']:.0%} of them longer "
+        f"than the model reads, {passages[row['passages']]} passages"
         for row in rows
         if "cut" in row
     )
