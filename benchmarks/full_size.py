@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="beside int8")
     parser.add_argument("--openvino", action="store_true", help="int8, the static graph on OpenVINO, and the peer")
+    parser.add_argument("--only", choices=["speed", "memory"], help="measure this and keep the other as it was")
     options = parser.parse_args()
     precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
     folders = prepare(precisions)
@@ -84,15 +85,18 @@ def main() -> None:
     report["size_mb"] = {
         name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
     }
-    report["speed"] = measure_speed(folders, options.threads, options.rounds)
-    report["peak_mb"] = {
-        f"{name} {length} tokens": measure_memory(folders[name], length, OPENVINO if name == OPENVINO else "cpu")
-        for name in folders
-        if name in ("int8", "fp32", OPENVINO)
-        for length in (LONGEST // 2, LONGEST)
-    }
+    if options.only != "memory":
+        report["speed"] = measure_speed(folders, options.threads, options.rounds)
+    if options.only != "speed":
+        report["peak_mb"] = {
+            f"{name} {length} tokens": measure_memory(folders[name], length, OPENVINO if options.openvino else "cpu")
+            for name in ([OPENVINO] if options.openvino else [name for name in ("int8", "fp32") if name in folders])
+            for length in (LONGEST // 2, LONGEST)
+        }
     RESULTS.mkdir(exist_ok=True)
     result = RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
+    if options.only and result.exists():
+        report = {**json.loads(result.read_bytes()), **report}
     write_atomically(result, json.dumps(report, indent=1).encode() + b"\n")
     print(json.dumps(report, indent=1))
 

@@ -386,6 +386,12 @@ def full_size() -> str:
     return table([*["graph"], *(f"{shape}, ms" for shape in report["speed"]), "MB", "peak MB, 8,192 tokens"], lines)
 
 
+def full_size_openvino() -> str:
+    report = result("full-size-openvino")
+    ratios = ", ".join(f"{shape} {row['openvino_speed_over']['peer']:.2f}" for shape, row in report["speed"].items())
+    return f"{ratios}, and takes {report['peak_mb']['openvino 8192 tokens']:.0f} MB for a text of 8,192 tokens"
+
+
 def full_size_ratios() -> str:
     speed = result("full-size")["speed"]
     return ", ".join(f"{shape} {speed[shape]['int8_speed_over']['peer']:.2f}" for shape in speed)
@@ -423,6 +429,7 @@ MADE: dict[str, Callable[[], str]] = {
     "fidelity": fidelity,
     "full-size": full_size,
     "full-size-ratios": full_size_ratios,
+    "full-size-openvino": full_size_openvino,
 }
 
 if __name__ == "__main__":

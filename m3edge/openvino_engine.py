@@ -40,12 +40,14 @@ class OpenVinoSession:
 
     provider:  "openvino" on the CPU, otherwise with the device, "openvino:GPU", or "openvino:bf16"
     n_threads: CPU threads a run may use
+    mapped:    uint8 [bytes], the cached model that `compiled` points into
     """
 
-    def __init__(self, compiled: Any, provider: str, n_threads: int) -> None:
+    def __init__(self, compiled: Any, provider: str, n_threads: int, mapped: np.ndarray | None = None) -> None:
         self.provider = provider
         self.n_threads = n_threads
         self._compiled = compiled
+        self._mapped = mapped  # OpenVINO does not keep it
         self._idle: list[Any] = []  # infer requests that no thread is using: as many as ever ran at once
         self._lock = threading.Lock()
 
@@ -92,12 +94,12 @@ def open_openvino(
         raise ProviderError("this CPU has no bfloat16 products; take provider 'openvino', which computes in float32")
     properties = _properties(device, n_threads, hint)
     path = None if cache is None else cache / f"{_cache_key(openvino, core, folder, graph, name, properties)}.blob"
-    compiled = None if path is None else _read_cache(openvino, core, path, name, properties)
+    compiled, mapped = (None, None) if path is None else _read_cache(openvino, core, path, name, properties)
     if compiled is None:
         compiled = _compile(core, graph, name, properties)
         if path is not None:
             _write_cache(path, compiled)
-    return OpenVinoSession(compiled, NAME if device == "CPU" else f"{NAME}:{device}", n_threads)
+    return OpenVinoSession(compiled, NAME if device == "CPU" else f"{NAME}:{device}", n_threads, mapped)
 
 
 def _graph_name(folder: Path) -> str:
@@ -180,24 +182,24 @@ def _cache_key(openvino: Any, core: Any, folder: Path, graph: Path, device: str,
     return f"{graph.stem}-{digest.hexdigest()[:32]}"
 
 
-def _read_cache(openvino: Any, core: Any, path: Path, device: str, properties: dict[str, Any]) -> Any:
-    """The compiled model, or None when there is none or it is damaged."""
+def _read_cache(openvino: Any, core: Any, path: Path, device: str, properties: dict[str, Any]) -> tuple[Any, Any]:
+    """The compiled model and the mapped file it points into; twice None when there is none or it is damaged."""
     try:
         with path.open("rb") as file:
             head = file.read(_PAGE)
         body = _mapped(path)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, None
     except OSError as error:
         warnings.warn(f"{path}: cannot be read ({error}); compiling without it", RuntimeWarning, stacklevel=5)
-        return None
+        return None, None
     if head == _head(body):
         try:
-            return core.import_model(openvino.Tensor(body, shared_memory=True), device, properties)
+            return core.import_model(openvino.Tensor(body, shared_memory=True), device, properties), body
         except RuntimeError:
             pass  # of another OpenVINO than its name says: as good as damaged
     warnings.warn(f"{path}: damaged; compiling the model again", RuntimeWarning, stacklevel=5)
-    return None
+    return None, None
 
 
 def _write_cache(path: Path, compiled: Any) -> None:

@@ -25,7 +25,7 @@ from m3edge_export.weights import WeightReader, WeightWriter
 
 OPSET = 21  # what these operators need; TensorRT and older OpenVINO releases read it
 # SmoothQuant's alpha for what GELU gives, without which the dense cosine on mini is .997. The usual .5 costs the
-# channels that weigh little more than it gains; with .9 and more, texts unlike calibration's leave some channel's range.
+# channels that weigh little more than it gains; with .9, texts unlike calibration's leave some channel's range.
 _GELU_SMOOTHING = 0.85
 # GELU reaches down to -.17 in nearly every channel. Smoothed by that, quiet channels would take up to half of a byte's
 # values for their negative side; counted so many times, it takes a ninth at most. Halves the error of this input.
