@@ -218,5 +218,6 @@ def _mapped(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "c", offset=_PAGE)
 
 
-def _head(body: memoryview | np.ndarray) -> bytes:
+def _head(body: Any) -> bytes:
+    """body: the bytes that follow, in whatever holds them"""
     return (_MAGIC + format(zlib.crc32(body), "08x").encode()).ljust(_PAGE, b"\0")
