@@ -28,7 +28,7 @@ OPSET = 21  # what these operators need; TensorRT and older OpenVINO releases re
 # channels that weigh little more than it gains; with .9, texts unlike calibration's leave some channel's range.
 _GELU_SMOOTHING = 0.85
 # GELU reaches down to -.17 in nearly every channel. Smoothed by that, quiet channels would take up to half of a byte's
-# values for their negative side; counted so many times, it takes a ninth at most. Halves the error of this input.
+# values for their negative side; counted so many times, it takes about a tenth. Halves the error of this input.
 _GELU_BELOW = 8
 _MASKED = -10_000.0  # added to the scores of padding: its exponential is 0 in float32 and no nan can come of it
 
