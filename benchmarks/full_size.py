@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="beside int8")
     parser.add_argument("--openvino", action="store_true", help="int8, the static graph on OpenVINO, and the peer")
-    parser.add_argument("--only", choices=["speed", "memory"], help="measure this and keep the other as it was")
+    parser.add_argument("--only", choices=[*SHAPES, "memory"], nargs="+", help="measure these and keep what is there")
     options = parser.parse_args()
     precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
     folders = prepare(precisions)
@@ -85,18 +85,20 @@ def main() -> None:
     report["size_mb"] = {
         name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
     }
-    if options.only != "memory":
-        report["speed"] = measure_speed(folders, options.threads, options.rounds)
-    if options.only != "speed":
+    result = RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
+    wanted = options.only or [*SHAPES, "memory"]
+    shapes = [name for name in SHAPES if name in wanted]
+    report["speed"] = measure_speed(folders, shapes, options.threads, options.rounds) if shapes else {}
+    if "memory" in wanted:
         report["peak_mb"] = {
             f"{name} {length} tokens": measure_memory(folders[name], length, OPENVINO if options.openvino else "cpu")
             for name in ([OPENVINO] if options.openvino else [name for name in ("int8", "fp32") if name in folders])
             for length in (LONGEST // 2, LONGEST)
         }
     RESULTS.mkdir(exist_ok=True)
-    result = RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
     if options.only and result.exists():
-        report = {**json.loads(result.read_bytes()), **report}
+        earlier = json.loads(result.read_bytes())
+        report = {**earlier, **report, "speed": {**earlier["speed"], **report["speed"]}}
     write_atomically(result, json.dumps(report, indent=1).encode() + b"\n")
     print(json.dumps(report, indent=1))
 
@@ -130,12 +132,13 @@ def prepare(precisions: list[str]) -> dict[str, Path]:
     return {**{name: WORK / f"m3-{name}" for name in precisions}, "peer": peer}
 
 
-def measure_speed(folders: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
+def measure_speed(folders: dict[str, Path], shapes: list[str], threads: int, rounds: int) -> dict[str, Any]:
     """For each shape: median milliseconds of each graph, tokens a second, and the median of the rounds' ratios."""
     sessions = {name: _engine(name, folder, threads) for name, folder in folders.items()}
     rng = np.random.default_rng(0)
     result = {}
-    for shape_name, (batch, length) in SHAPES.items():
+    for shape_name in shapes:
+        batch, length = SHAPES[shape_name]
         ids = rng.integers(4, 200_000, (batch, length))
         mask = np.ones_like(ids)
         products = _Products(batch * length, threads)
