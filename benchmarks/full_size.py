@@ -81,14 +81,17 @@ def main() -> None:
     options = parser.parse_args()
     precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
     folders = prepare(precisions)
-    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
+    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads}
     report["size_mb"] = {
         name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
     }
     result = RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
     wanted = options.only or [*SHAPES, "memory"]
     shapes = [name for name in SHAPES if name in wanted]
-    report["speed"] = measure_speed(folders, shapes, options.threads, options.rounds) if shapes else {}
+    report["speed"] = {}
+    if shapes:
+        report["rounds"] = options.rounds
+        report["speed"] = measure_speed(folders, shapes, options.threads, options.rounds)
     if "memory" in wanted:
         report["peak_mb"] = {
             f"{name} {length} tokens": measure_memory(folders[name], length, OPENVINO if options.openvino else "cpu")
