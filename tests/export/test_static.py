@@ -135,7 +135,7 @@ def test_an_xlm_roberta_has_a_static_graph_too(tiny_source: Path, tmp_path: Path
     ids[0, 3], mask[0, 3] = 0, 2
     further = [open_session(tmp_path / "tiny", name).run(ids, mask, outputs[:1])[0] for name in ("cpu", "openvino")]
     assert (further[0] * further[1]).sum(axis=1).min() > 0.98
-    assert (further[1][0] * static[0][0]).sum() < 0.9
+    assert not np.allclose(further[1][0], static[0][0], atol=1e-3)
 
 
 def test_a_static_graph_that_computes_something_else_is_no_export(
