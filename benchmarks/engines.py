@@ -1,4 +1,4 @@
-"""One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the static int8 graph.
+"""One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the fp32 and the static int8 one.
 
     python benchmarks/engines.py models/mini-fp32 models/mini-int8 --out benchmarks/results/engines-mini.json
 
@@ -56,6 +56,7 @@ def main() -> None:
     engines = {
         "onnxruntime fp32": (options.fp32, "cpu"),
         "onnxruntime int8": (options.int8, "cpu"),
+        "openvino fp32": (options.fp32, "openvino"),
         "openvino static int8": (options.int8, "openvino"),
     }
     sessions = {name: open_session(folder, provider, options.threads) for name, (folder, provider) in engines.items()}
@@ -76,7 +77,7 @@ def main() -> None:
                 reference, Encoder.load(folder, provider, verify=False).encode_passages(texts, progress=None)
             )._asdict()
             for name, (folder, provider) in engines.items()
-            if name != "onnxruntime fp32"
+            if not name.endswith("fp32")
         }
     text = json.dumps(report, indent=1)
     print(text)

@@ -1,11 +1,12 @@
 """Our int8 at BGE-M3's size against the best peer's, bge-m3-lite, and against our fp32; and the memory both need.
 
     python benchmarks/full_size.py        # about 20 minutes and 15 GB of disk on two cores; 8 minutes when run again
+    python benchmarks/full_size.py --openvino      # the static int8 graph on OpenVINO instead, beside int8 and the peer
 
 Makes a seeded random checkpoint in BGE-M3's shape, exports it to fp32 and int8, and lets bge-m3-lite, installed in
 an environment of its own, fuse and quantize the traced graph of the same checkpoint. All graphs then run in this
-process's onnxruntime, round by round in turn, so that a noisy machine disturbs all alike. Writes
-benchmarks/results/full-size.json.
+process's onnxruntime, OpenVINO's through m3edge's session, round by round in turn, so that a noisy machine disturbs all
+alike. Writes benchmarks/results/full-size.json, or full-size-openvino.json.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,20 @@ from machine import ROOT, describe_machine
 from onnx import TensorProto, helper, numpy_helper
 
 from m3edge.files import write_atomically
-from m3edge.model_folder import GRAPH, INPUTS, WEIGHTS
-from m3edge.session import available_cpus, session_options
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, SPARSE_OUTPUT, TOKENS_OUTPUT, WEIGHTS
+from m3edge.session import available_cpus, open_session, session_options
 
 WORK = ROOT / "build" / "full-size"
-RESULT = ROOT / "benchmarks" / "results" / "full-size.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PEER = "bge-m3-lite[quant]==0.6.2"
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x2048": (1, 2048), "1x16": (1, 16)}
 LAYERS, HIDDEN, FFN = 24, 1024, 4096
 LONGEST = 8192
+_BYTES = ("int8", "openvino", "peer")  # what multiplies bytes
 PRECISIONS = ("fp32", "int8", "int4")
+OPENVINO = "openvino"  # beside the precisions: int8's folder with the static graph
+
+Run = Callable[[np.ndarray, np.ndarray], object]  # input_ids and attention_mask, int64 [batch, seq] -> all outputs
 
 # Run by the peer's own Python. Without smoothing, whose additional products would only slow the peer down.
 _PEER_SCRIPT = """
@@ -57,7 +63,7 @@ _MEMORY_SCRIPT = """
 import sys
 from m3edge import Encoder
 from m3edge.bench.memory import peak_memory_mb
-encoder = Encoder.load(sys.argv[1], "cpu", verify=False)
+encoder = Encoder.load(sys.argv[1], sys.argv[3], verify=False)
 text = "file " * int(sys.argv[2])
 embeddings = encoder.encode(text, max_length=int(sys.argv[2]))
 assert len(embeddings.tokens.vectors) == int(sys.argv[2]) - 1, len(embeddings.tokens.vectors)
@@ -70,21 +76,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds; each runs every graph once")
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="beside int8")
+    parser.add_argument("--openvino", action="store_true", help="int8, the static graph on OpenVINO, and the peer")
+    parser.add_argument("--only", choices=[*SHAPES, "memory"], nargs="+", help="measure these and keep what is there")
     options = parser.parse_args()
-    folders = prepare(sorted({"int8", *options.precisions}))
-    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
+    precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
+    folders = prepare(precisions)
+    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads}
     report["size_mb"] = {
-        name: sum((folder / part).stat().st_size for part in (GRAPH, WEIGHTS)) / 1e6 for name, folder in folders.items()
+        name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
     }
-    report["speed"] = measure_speed(folders, options.threads, options.rounds)
-    report["peak_mb"] = {
-        f"{name} {length} tokens": measure_memory(folders[name], length)
-        for name in folders
-        if name in ("int8", "fp32")
-        for length in (LONGEST // 2, LONGEST)
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    write_atomically(RESULT, json.dumps(report, indent=1).encode() + b"\n")
+    result = RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
+    wanted = options.only or [*SHAPES, "memory"]
+    shapes = [name for name in SHAPES if name in wanted]
+    report["speed"] = {}
+    if shapes:
+        report["rounds"] = options.rounds
+        report["speed"] = measure_speed(folders, shapes, options.threads, options.rounds)
+    if "memory" in wanted:
+        report["peak_mb"] = {
+            f"{name} {length} tokens": measure_memory(folders[name], length, OPENVINO if options.openvino else "cpu")
+            for name in ([OPENVINO] if options.openvino else [name for name in ("int8", "fp32") if name in folders])
+            for length in (LONGEST // 2, LONGEST)
+        }
+    RESULTS.mkdir(exist_ok=True)
+    if options.only and result.exists():
+        earlier = json.loads(result.read_bytes())
+        report = {**earlier, **report, "speed": {**earlier["speed"], **report["speed"]}}
+    write_atomically(result, json.dumps(report, indent=1).encode() + b"\n")
     print(json.dumps(report, indent=1))
 
 
@@ -95,7 +113,8 @@ def prepare(precisions: list[str]) -> dict[str, Path]:
         _run("m3edge_export.cli", "random", checkpoint, "--like", "bge-m3")
     for precision in precisions:
         if not (WORK / f"m3-{precision}").exists():
-            _run("m3edge_export.cli", "onnx", checkpoint, WORK / f"m3-{precision}", "--precision", precision)
+            arguments = ["int8", "--openvino"] if precision == OPENVINO else [precision]
+            _run("m3edge_export.cli", "onnx", checkpoint, WORK / f"m3-{precision}", "--precision", *arguments)
     peer = WORK / "peer"
     if not peer.exists():
         environment = WORK / "peer-environment"
@@ -116,20 +135,21 @@ def prepare(precisions: list[str]) -> dict[str, Path]:
     return {**{name: WORK / f"m3-{name}" for name in precisions}, "peer": peer}
 
 
-def measure_speed(folders: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
+def measure_speed(folders: dict[str, Path], shapes: list[str], threads: int, rounds: int) -> dict[str, Any]:
     """For each shape: median milliseconds of each graph, tokens a second, and the median of the rounds' ratios."""
-    sessions = {name: _session(folder / GRAPH, threads) for name, folder in folders.items()}
+    sessions = {name: _engine(name, folder, threads) for name, folder in folders.items()}
     rng = np.random.default_rng(0)
     result = {}
-    for shape_name, (batch, length) in SHAPES.items():
+    for shape_name in shapes:
+        batch, length = SHAPES[shape_name]
         ids = rng.integers(4, 200_000, (batch, length))
-        inputs = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
+        mask = np.ones_like(ids)
         products = _Products(batch * length, threads)
         times: dict[str, list[float]] = {name: [] for name in (*sessions, "products")}
         for number in range(rounds + 1):
-            for name, session in sessions.items():
+            for name, run in sessions.items():
                 start = time.perf_counter()
-                session.run(None, inputs)
+                run(ids, mask)
                 if number:  # the first round warms up
                     times[name].append(1000 * (time.perf_counter() - start))
             products_ms = products.milliseconds()
@@ -144,17 +164,18 @@ def measure_speed(folders: dict[str, Path], threads: int, rounds: int) -> dict[s
                 if name != "products"
             },
             "int8_speed_over": {name: _ratio(times[name], ours) for name in sessions if name != "int8"},
-            "share_of_products": {
-                "int8": _ratio(times["products"], ours), "peer": _ratio(times["products"], times["peer"]),
-            },
-        }  # fmt: skip
+            "share_of_products": {name: _ratio(times["products"], times[name]) for name in sessions if name in _BYTES},
+        }
+        if OPENVINO in times:
+            others = [name for name in sessions if name != OPENVINO]
+            result[shape_name]["openvino_speed_over"] = {name: _ratio(times[name], times[OPENVINO]) for name in others}
         print(shape_name, json.dumps(result[shape_name]), file=sys.stderr, flush=True)
     return result
 
 
-def measure_memory(folder: Path, length: int) -> float:
+def measure_memory(folder: Path, length: int, provider: str) -> float:
     """Peak resident megabytes of a fresh process that loads a model and encodes one text of so many tokens."""
-    command = [sys.executable, "-c", _MEMORY_SCRIPT, str(folder), str(length)]
+    command = [sys.executable, "-c", _MEMORY_SCRIPT, str(folder), str(length), provider]
     return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
@@ -192,9 +213,13 @@ def _ratio(above: list[float], below: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _engine(name: str, folder: Path, threads: int) -> Run:
+    if name == OPENVINO:
+        openvino = open_session(folder, "openvino", threads)
+        return lambda ids, mask: openvino.run(ids, mask, (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT))
     options = session_options(onnxruntime, threads)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+    return lambda ids, mask: session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))
 
 
 def _run(module: str, *arguments: str | Path) -> None:

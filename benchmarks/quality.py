@@ -1,9 +1,10 @@
 """Retrieval quality of a model folder on every BEIR data set below a folder.
 
     python benchmarks/quality.py models/mini-fp32 ../shared/data/beir --queries 300
+    python benchmarks/quality.py models/mini-int8 ../shared/data/beir --queries 300 --provider openvino
 
-Writes benchmarks/results/quality-MODEL.json after each data set (an interrupted run goes on where it was) and prints a
-Markdown table of nDCG@10.
+Writes benchmarks/results/quality-MODEL.json, or quality-MODEL-PROVIDER.json, after each data set (an interrupted run
+goes on where it was) and prints a Markdown table of nDCG@10.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("data", type=Path, help="a BEIR folder, or a folder of BEIR folders")
     parser.add_argument("--queries", type=int, help="only the first so many judged queries of each set")
+    parser.add_argument("--provider", default="auto", help="the engine to run on; its name is then in the result's")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/quality-MODEL.json")
     options = parser.parse_args()
 
-    encoder = Encoder.load(options.model)
-    out = options.out or RESULTS / f"quality-{options.model.resolve().name}.json"
+    encoder = Encoder.load(options.model, options.provider)
+    engine = "" if options.provider == "auto" else f"-{options.provider.replace(':', '-')}"
+    out = options.out or RESULTS / f"quality-{options.model.resolve().name}{engine}.json"
     report = _earlier(out, encoder, options.queries)
     folders = [options.data] if (options.data / "corpus.jsonl").exists() else sorted(options.data.iterdir())
     for folder in folders:
@@ -64,11 +67,12 @@ def _earlier(out: Path, encoder: Encoder, queries: int | None) -> dict[str, Any]
         "model": encoder.info.name,
         "precision": encoder.info.precision,
         "fingerprint": encoder.info.fingerprint,
+        "provider": encoder.provider,
         "queries": queries,
         "modes": list(MODES),
     }
     if out.exists():
-        report = json.loads(out.read_bytes())
+        report = {"provider": "cpu", **json.loads(out.read_bytes())}  # what older results do not say
         if {key: report.get(key) for key in settings} == settings:
             return report
     return {**settings, "machine": describe_machine(), "rows": []}

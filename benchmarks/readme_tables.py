@@ -444,6 +444,11 @@ def full_size() -> str:
     return table([*["graph"], *(f"{shape}, ms" for shape in report["speed"]), "MB", "peak MB, 8,192 tokens"], lines)
 
 
+def full_size_openvino() -> str:
+    speed = result("full-size-openvino")["speed"]
+    return ", ".join(f"{shape} {row['openvino_speed_over']['peer']:.2f}" for shape, row in speed.items())
+
+
 def full_size_ratios() -> str:
     speed = result("full-size")["speed"]
     return ", ".join(f"{shape} {speed[shape]['int8_speed_over']['peer']:.2f}" for shape in speed)
@@ -488,6 +493,7 @@ MADE: dict[str, Callable[[], str]] = {
     "fidelity": fidelity,
     "full-size": full_size,
     "full-size-ratios": full_size_ratios,
+    "full-size-openvino": full_size_openvino,
 }
 
 if __name__ == "__main__":

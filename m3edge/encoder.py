@@ -63,22 +63,24 @@ class Encoder:
         verify: bool = True,
         mcls_interval: int | None = None,
         cache: Path | str | None = None,
+        hint: str = "latency",
     ) -> Encoder:
         """Load a model folder.
 
         provider:  "auto" for the best that is installed, or "cpu", "cuda", "tensorrt", "directml", "coreml",
-            "openvino", "openvino:GPU", "openvino:NPU"
+            "openvino", "openvino:GPU", "openvino:NPU", "openvino:bf16" (a CPU's bfloat16, where it has it)
         n_threads: CPU threads; by default as many as this process may use
         verify:    compare every file with its checksum first (about a second for 1.5 GB)
         mcls_interval: see Encoder; only for models that pool by their first token, as BGE-M3 does
         cache:     a folder where OpenVINO's compiled models are kept, so that the next start is quick; by default none
+        hint:      "throughput" shares OpenVINO's threads out among many that call at once; "latency" gives all to each
         Raises FormatError for a folder that is damaged or no model, ProviderError when the provider does not really
         run, ImportError when its package is missing, ValueError for an mcls_interval the model cannot follow.
         """
         folder = Path(folder)
         info = read_model_folder(folder, verify=verify)
         _checked_mcls_interval(mcls_interval, info)
-        session = open_session(folder, provider, n_threads, cache=None if cache is None else Path(cache))
+        session = open_session(folder, provider, n_threads, cache=None if cache is None else Path(cache), hint=hint)
         return cls(info, session, Tokenizer(folder / TOKENIZER), mcls_interval=mcls_interval)
 
     @property

@@ -1,11 +1,13 @@
-"""The static int8 graph of a model folder on OpenVINO: compiled once, or taken from a cache of compiled models.
+"""A model folder's graph on OpenVINO: compiled once, or taken from a cache of compiled models.
 
-Called through its own package: onnxruntime's OpenVINO provider was measured to be no faster than onnxruntime's CPU.
+An int8 folder's graph is the static one, an fp32 folder's the one that onnxruntime runs too. OpenVINO is called
+through its own package: onnxruntime's OpenVINO provider was measured to be no faster than onnxruntime's CPU.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import warnings
 import zlib
@@ -17,28 +19,35 @@ import numpy as np
 
 from m3edge.errors import FormatError, ProviderError
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, INPUTS, MANIFEST, STATIC_GRAPH
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, MANIFEST, STATIC_GRAPH
 
 NAME = "openvino"
+BFLOAT16 = "bf16"  # in a device's place: the CPU, with what is not int8 in bfloat16
+HINTS = ("latency", "throughput")
 _OLDEST = (2026, 4)  # what m3edge was measured and tested with; older ones are not known to fuse the same
 # OpenVINO prepares kernels for each shape it meets and keeps them: 7 MB for a length of text on mini, whose first run
 # takes three times as long. Lengths are padded to few, and few kernels are kept.
 _LENGTH_STEP = 8
 _KEPT_KERNELS = 1000
-_MAGIC = b"m3edge-openvino-1\n"  # a cached model: this, 8 bytes of CRC-32 in hexadecimal, and OpenVINO's own bytes
+# A cached model: this, 8 bytes of CRC-32 in hexadecimal, zeros up to a page, and OpenVINO's own bytes, which are mapped
+# and not read: most of them are weights.
+_MAGIC = b"m3edge-openvino-2\n"
+_PAGE = 4096
 
 
 class OpenVinoSession:
-    """The static graph on one OpenVINO device. Safe to call from several threads.
+    """A graph on one OpenVINO device. Safe to call from several threads.
 
-    provider:  "openvino" on the CPU, otherwise with the device: "openvino:GPU"
+    provider:  "openvino" on the CPU, otherwise with the device, "openvino:GPU", or "openvino:bf16"
     n_threads: CPU threads a run may use
+    mapped:    uint8 [bytes], the cached model that `compiled` points into
     """
 
-    def __init__(self, compiled: Any, provider: str, n_threads: int) -> None:
+    def __init__(self, compiled: Any, provider: str, n_threads: int, mapped: np.ndarray | None = None) -> None:
         self.provider = provider
         self.n_threads = n_threads
         self._compiled = compiled
+        self._mapped = mapped  # OpenVINO does not keep it
         self._idle: list[Any] = []  # infer requests that no thread is using: as many as ever ran at once
         self._lock = threading.Lock()
 
@@ -62,31 +71,54 @@ class OpenVinoSession:
                 self._idle.append(request)
 
 
-def open_openvino(folder: Path, device: str, n_threads: int, cache: Path | None) -> OpenVinoSession:
-    """Compile a model folder's static graph for a device, or take it from the cache.
+def open_openvino(
+    folder: Path, device: str, n_threads: int, cache: Path | None, hint: str = "latency"
+) -> OpenVinoSession:
+    """Compile a model folder's graph for a device, or take it from the cache.
 
-    device: OpenVINO's name, "CPU", "GPU", "GPU.1", "NPU"
+    device: OpenVINO's name, "CPU", "GPU", "GPU.1", "NPU"; or BFLOAT16, for a CPU that has it
     cache:  a folder for compiled models, made when missing; what is stale or damaged in it is written anew, and when
         it cannot be written a warning says so
+    hint:   "latency": one run has all threads; "throughput": the CPU's threads are shared out among runs at once
     Raises ProviderError when OpenVINO is too old, has no such device or cannot run the graph there, FormatError for a
-    folder without a static graph or with a damaged one, ImportError without OpenVINO.
+    folder without a graph that OpenVINO runs or with a damaged one, ImportError without OpenVINO.
     """
     openvino = import_openvino()
-    graph = (folder / STATIC_GRAPH).resolve()
-    if not graph.is_file():
-        raise FormatError(f"{folder}: has no {STATIC_GRAPH}, which OpenVINO needs; export the model with `--openvino`")
+    graph = (folder / _graph_name(folder)).resolve()
     core = openvino.Core()
+    name = "CPU" if device == BFLOAT16 else device
     devices = core.available_devices
-    if device not in devices and not any(name.startswith(f"{device}.") for name in devices):
-        raise ProviderError(f"OpenVINO finds no device {device!r} here, only {devices}; its driver may be missing")
-    properties = _properties(device, n_threads)
-    path = None if cache is None else cache / f"{_cache_key(openvino, core, folder, device, properties)}.blob"
-    compiled = None if path is None else _read_cache(core, path, device, properties)
+    if name not in devices and not any(known.startswith(f"{name}.") for known in devices):
+        raise ProviderError(f"OpenVINO finds no device {name!r} here, only {devices}; its driver may be missing")
+    if device == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ProviderError("this CPU has no bfloat16 products; take provider 'openvino', which computes in float32")
+    properties = _properties(device, n_threads, hint)
+    path = None if cache is None else cache / f"{_cache_key(openvino, core, folder, graph, name, properties)}.blob"
+    compiled, mapped = (None, None) if path is None else _read_cache(openvino, core, path, name, properties)
     if compiled is None:
-        compiled = _compile(core, graph, device, properties)
+        compiled = _compile(core, graph, name, properties)
         if path is not None:
             _write_cache(path, compiled)
-    return OpenVinoSession(compiled, NAME if device == "CPU" else f"{NAME}:{device}", n_threads)
+    return OpenVinoSession(compiled, NAME if device == "CPU" else f"{NAME}:{device}", n_threads, mapped)
+
+
+def _graph_name(folder: Path) -> str:
+    """The static graph where there is one; else the only one, which OpenVINO can run in fp32."""
+    if (folder / STATIC_GRAPH).is_file():
+        return STATIC_GRAPH
+    precision = _precision(folder)
+    if precision != "fp32":
+        raise FormatError(
+            f"{folder}: has no {STATIC_GRAPH}, which OpenVINO needs of a model in {precision}; "
+            "export it with `--precision int8 --openvino`, or take the fp32 folder"
+        )
+    return GRAPH
+
+
+def _precision(folder: Path) -> str:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    precision: str = manifest["model"]["precision"]
+    return precision
 
 
 def import_openvino() -> Any:
@@ -104,9 +136,9 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _properties(device: str, n_threads: int) -> dict[str, Any]:
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}  # one batch at a time has all threads
-    if device == "CPU":
+def _properties(device: str, n_threads: int, hint: str) -> dict[str, Any]:
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": hint.upper()}
+    if device in ("CPU", BFLOAT16):
         properties |= {
             "INFERENCE_NUM_THREADS": n_threads,
             # Otherwise it takes one thread a core, whatever the number asked for, and pins it: two processes would
@@ -114,8 +146,8 @@ def _properties(device: str, n_threads: int) -> dict[str, Any]:
             "ENABLE_HYPER_THREADING": True,
             "ENABLE_CPU_PINNING": False,
             "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_KERNELS),
-            # What is not int8 stays float32 on every CPU, so that vectors do not depend on whether it has bfloat16.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # Left to itself it takes bfloat16 where the CPU has it, and vectors would depend on the machine.
+            "INFERENCE_PRECISION_HINT": BFLOAT16 if device == BFLOAT16 else "f32",
         }
     return properties
 
@@ -135,7 +167,7 @@ def _compile(core: Any, graph: Path, device: str, properties: dict[str, Any]) ->
 # was compiled from, with what and for which device, and a checksum says that it is whole.
 
 
-def _cache_key(openvino: Any, core: Any, folder: Path, device: str, properties: dict[str, Any]) -> str:
+def _cache_key(openvino: Any, core: Any, folder: Path, graph: Path, device: str, properties: dict[str, Any]) -> str:
     parts = [
         (folder / MANIFEST).read_bytes(),  # has every file's SHA-256
         openvino.__version__,
@@ -147,36 +179,45 @@ def _cache_key(openvino: Any, core: Any, folder: Path, device: str, properties: 
     for part in parts:
         digest.update(part if isinstance(part, bytes) else part.encode())
         digest.update(b"\0")
-    return f"{STATIC_GRAPH.removesuffix('.onnx')}-{digest.hexdigest()[:32]}"
+    return f"{graph.stem}-{digest.hexdigest()[:32]}"
 
 
-def _read_cache(core: Any, path: Path, device: str, properties: dict[str, Any]) -> Any:
-    """The compiled model, or None when there is none or it is damaged."""
+def _read_cache(openvino: Any, core: Any, path: Path, device: str, properties: dict[str, Any]) -> tuple[Any, Any]:
+    """The compiled model and the mapped file it points into; twice None when there is none or it is damaged."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(_PAGE)
+        body = _mapped(path)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, None
     except OSError as error:
         warnings.warn(f"{path}: cannot be read ({error}); compiling without it", RuntimeWarning, stacklevel=5)
-        return None
-    head, body = content[: len(_MAGIC) + 8], memoryview(content)[len(_MAGIC) + 8 :]
-    if head == _MAGIC + _checksum(body):
+        return None, None
+    if head == _head(body):
         try:
-            return core.import_model(bytes(body), device, properties)
+            return core.import_model(openvino.Tensor(body, shared_memory=True), device, properties), body
         except RuntimeError:
             pass  # of another OpenVINO than its name says: as good as damaged
     warnings.warn(f"{path}: damaged; compiling the model again", RuntimeWarning, stacklevel=5)
-    return None
+    return None, None
 
 
 def _write_cache(path: Path, compiled: Any) -> None:
     body = compiled.export_model().getbuffer()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, b"".join([_MAGIC, _checksum(body), body]))
+        write_atomically(path, b"".join([_head(body), body]))
     except OSError as error:
         warnings.warn(f"{path.parent}: cannot keep the compiled model ({error})", RuntimeWarning, stacklevel=5)
 
 
-def _checksum(content: bytes | memoryview) -> bytes:
-    return format(zlib.crc32(content), "08x").encode()
+def _mapped(path: Path) -> np.ndarray:
+    """What follows the first page. Writable, but in memory only: OpenVINO takes no tensor that is not."""
+    if path.stat().st_size <= _PAGE:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, "c", offset=_PAGE)
+
+
+def _head(body: Any) -> bytes:
+    """body: the bytes that follow, in whatever holds them"""
+    return (_MAGIC + format(zlib.crc32(body), "08x").encode()).ljust(_PAGE, b"\0")

@@ -30,7 +30,8 @@ ONNXRUNTIME_PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
 }
-# "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of OpenVINO's.
+# "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of OpenVINO's, "openvino:bf16" is the CPU
+# computing in bfloat16.
 PROVIDERS = (*ONNXRUNTIME_PROVIDERS, openvino_engine.NAME)
 # What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
 _AUTO = ("cuda", "directml", "coreml", "cpu")
@@ -70,7 +71,12 @@ class OnnxruntimeSession:
 
 
 def open_session(
-    folder: Path, provider: str = "auto", n_threads: int | None = None, *, cache: Path | None = None
+    folder: Path,
+    provider: str = "auto",
+    n_threads: int | None = None,
+    *,
+    cache: Path | None = None,
+    hint: str = "latency",
 ) -> Session:
     """Load a model folder's graph.
 
@@ -78,6 +84,7 @@ def open_session(
         it is installed, the folder has a static int8 graph and the CPU is an x86 with VNNI; else onnxruntime's CPU
     n_threads: CPU threads; by default as many as this process may use
     cache:     a folder where OpenVINO's compiled models are kept; other engines do without
+    hint:      "latency", or "throughput" where many threads call at once; OpenVINO's, other engines do without
     Raises ProviderError when the provider is not installed or does not really run; ImportError without its package.
     """
     engine, _, device = provider.partition(":")
@@ -85,13 +92,15 @@ def open_session(
         raise ValueError(
             f"provider must be 'auto' or one of {sorted(PROVIDERS)}, or 'openvino:' and a device, got {provider!r}"
         )
+    if hint not in openvino_engine.HINTS:
+        raise ValueError(f"hint must be one of {openvino_engine.HINTS}, got {hint!r}")
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads must be at least 1, got {n_threads}")
     n_threads = n_threads or available_cpus()
     if provider == "auto":
-        return _open_best(folder, n_threads, cache)
+        return _open_best(folder, n_threads, cache, hint)
     if engine == openvino_engine.NAME:
-        return openvino_engine.open_openvino(folder, device or "CPU", n_threads, cache)
+        return openvino_engine.open_openvino(folder, device or "CPU", n_threads, cache, hint)
     return _open_installed(folder, provider, n_threads)
 
 
@@ -109,7 +118,7 @@ def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:
     return _open(onnxruntime, folder, provider, n_threads)
 
 
-def _open_best(folder: Path, n_threads: int, cache: Path | None) -> Session:
+def _open_best(folder: Path, n_threads: int, cache: Path | None, hint: str) -> Session:
     gains = _openvino_gains(folder)
     try:
         installed = _import_onnxruntime().get_available_providers()
@@ -123,7 +132,7 @@ def _open_best(folder: Path, n_threads: int, cache: Path | None) -> Session:
         candidates.insert(position, openvino_engine.NAME)
     for name in candidates:
         try:
-            return open_session(folder, name, n_threads, cache=cache)
+            return open_session(folder, name, n_threads, cache=cache, hint=hint)
         except (M3EdgeError, ImportError) as error:
             if name == candidates[-1]:
                 raise

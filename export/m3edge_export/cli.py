@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     random.add_argument("--seed", type=int, default=0)
     random.set_defaults(run=_random)
 
-    report = commands.add_parser("report", help="compare a model's precisions: size, start, memory, parity, quality")
+    report = commands.add_parser("report", help="compare precisions and engines: size, start, memory, parity, quality")
     report.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model folders, one of them in fp32")
     report.add_argument("--texts", type=Path, metavar="FILE", help="texts to compare on (default: calibration's own)")
     report.add_argument("--data", type=Path, metavar="BEIR_FOLDER", help="adds nDCG@10 on this data set")
@@ -154,6 +154,9 @@ def _onnx(options: argparse.Namespace) -> None:
     for precision, info in infos.items():
         cosine = info.parity["min_cosine"]
         print(f"{outs[precision]}: {info.name} in {precision}, cosine to the PyTorch model at least {cosine:.5f}")
+        if "openvino_min_cosine" in info.parity:
+            cosine = info.parity["openvino_min_cosine"]
+            print(f"{outs[precision]}: on OpenVINO, whose scales are fixed, at least {cosine:.5f}")
 
 
 def _random(options: argparse.Namespace) -> None:

@@ -22,7 +22,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from m3edge_export.fuse import CONTRIB
 from m3edge_export.weights import WeightReader, WeightWriter
 
-SMOOTHING = 0.5  # alpha of SmoothQuant: the share of an outlier channel's range that goes into the weights
+# Alpha of SmoothQuant: the share of an outlier channel's range that goes into the weights. On 36 texts in 12 languages,
+# in a simulation, mini's token vectors come out at .99899 with .5, .99910 with .7 and .99893 with .85 where each token
+# has its scale; the static form, with one for all, gains a good deal from .5 to .75 and nothing beyond.
+SMOOTHING = 0.75
 _SMOOTHING_RANGE = (1e-2, 1e2)  # a channel that calibration hardly saw must not be blown up
 _ZERO_POINT = 128  # symmetric: 0.0 is 128
 # What GELU gives is never below -0.17: a byte's range is better spent on the positive side.

@@ -1,10 +1,12 @@
-"""Precisions side by side: what each costs on disk, in memory and at start, and how far its vectors are from fp32's.
+"""Precisions and engines side by side: what each costs on disk, in memory and at start, and how far its vectors are
+from fp32's.
 
 Every number is measured here, with the runtime that will serve the model; the reference is the first fp32 folder given.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import numpy as np
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
 from m3edge.evaluation import evaluate, read_beir
-from m3edge.model_folder import GRAPH, WEIGHTS, read_model_folder
+from m3edge.model_folder import GRAPH, STATIC_GRAPH, STATIC_WEIGHTS, WEIGHTS, read_model_folder
 from m3edge.scoring import lexical_scores, maxsim
 
 _QUERIES = 8  # of the texts, the shortest, stand for queries when scores are compared
@@ -28,7 +30,7 @@ import json, sys, time
 from m3edge.bench.memory import peak_memory_mb
 start = time.perf_counter()
 from m3edge import Encoder
-encoder = Encoder.load(sys.argv[1], "cpu")
+encoder = Encoder.load(sys.argv[1], sys.argv[2])
 loaded = time.perf_counter()
 encoder.encode_queries("one short query")
 first = time.perf_counter()
@@ -56,7 +58,8 @@ class Fidelity(NamedTuple):
 def build_report(
     folders: Sequence[Path], texts: Sequence[str], *, data: Path | None = None, n_queries: int | None = None
 ) -> list[dict[str, Any]]:
-    """One row for each model folder; data: a BEIR folder, adds nDCG@10 of every mode.
+    """One row for each model folder on onnxruntime's CPU, and one more on OpenVINO's for a folder with a static graph,
+    where OpenVINO is installed; data: a BEIR folder, adds nDCG@10 of every mode.
 
     Raises ValueError when the folders are not of one model or none is in fp32.
     """
@@ -68,14 +71,17 @@ def build_report(
         raise ValueError(f"models must include an fp32 folder to compare with, got {[i.precision for i in infos]}")
     reference = Encoder.load(reference_folder, "cpu").encode_passages(texts, progress=None)
     rows = []
-    for folder, info in zip(folders, infos, strict=True):
-        encoder = Encoder.load(folder, "cpu")
+    runs = [(folder, info, engine) for folder, info in zip(folders, infos, strict=True) for engine in _engines(folder)]
+    for folder, info, engine in runs:
+        encoder = Encoder.load(folder, engine)
+        files = (GRAPH, WEIGHTS) if engine == "cpu" else (STATIC_GRAPH, WEIGHTS, STATIC_WEIGHTS)
         row: dict[str, Any] = {
             "model": info.name,
             "precision": info.precision,
-            "graph_mb": sum((folder / name).stat().st_size for name in (GRAPH, WEIGHTS)) / 1e6,
+            "engine": engine,
+            "graph_mb": sum((folder / name).stat().st_size for name in files) / 1e6,
             "folder_mb": sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
-            **measure_start(folder, " ".join(texts)),
+            **measure_start(folder, " ".join(texts), engine),
             **fidelity(reference, encoder.encode_passages(texts, progress=None))._asdict(),
         }
         if data is not None:
@@ -119,9 +125,14 @@ def fidelity(reference: Embeddings, other: Embeddings) -> Fidelity:
     )  # fmt: skip
 
 
-def measure_start(folder: Path, text: str) -> dict[str, float]:
+def _engines(folder: Path) -> list[str]:
+    has_openvino = (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None
+    return ["cpu", "openvino"] if has_openvino else ["cpu"]
+
+
+def measure_start(folder: Path, text: str, engine: str = "cpu") -> dict[str, float]:
     """load_seconds, first_vector_seconds, from before m3edge is imported, and peak_mb after one full batch."""
-    command = [sys.executable, "-c", _START, str(folder)]
+    command = [sys.executable, "-c", _START, str(folder), engine]
     result = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     measured: dict[str, float] = json.loads(result.stdout)
     return measured
@@ -129,6 +140,7 @@ def measure_start(folder: Path, text: str) -> dict[str, float]:
 
 _COLUMNS = (
     ("precision", "precision", "{}"),
+    ("engine", "engine", "{}"),
     ("graph_mb", "MB", "{:.0f}"),
     ("load_seconds", "load s", "{:.2f}"),
     ("first_vector_seconds", "first vector s", "{:.2f}"),
@@ -147,7 +159,7 @@ _MODES = ("dense", "sparse", "tokens", "all")
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The report as a Markdown table, one line a precision."""
+    """The report as a Markdown table, one line a precision and engine."""
     with_quality = "ndcg" in rows[0]
     titles = [title for _, title, _ in _COLUMNS] + [f"nDCG@10 {mode}" for mode in _MODES if with_quality]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "--:|" * (len(titles) - 1)]

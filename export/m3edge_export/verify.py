@@ -115,7 +115,9 @@ def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[st
     write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
     for provider, differences in measured.items():
         _require(differences, precision, TOLERANCES[precision] if provider == "cpu" else _STATIC_TOLERANCE)
-    headline: dict[str, float] = report["worst"]
+    headline: dict[str, float] = dict(report["worst"])
+    for provider in providers[1:]:
+        headline[f"{provider}_min_cosine"] = report[provider]["worst"]["min_cosine"]
     return headline
 
 

@@ -57,7 +57,7 @@ class WeightWriter:
     def tensor(self, name: str, values: np.ndarray) -> TensorProto:
         """An initializer with these values: in the file, or in itself when it is small."""
         if values.nbytes < _EXTERNAL_FROM:
-            return numpy_helper.from_array(np.ascontiguousarray(values), name)
+            return numpy_helper.from_array(np.asarray(values, order="C"), name)  # a scalar stays one
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
         tensor.data_location = TensorProto.EXTERNAL

@@ -88,6 +88,18 @@ def test_the_report_has_a_row_for_each_precision(mini_models):
     assert table[0].count("|") == table[2].count("|")
 
 
+def test_the_report_has_a_row_for_each_engine(mini_fp32, mini_openvino):
+    pytest.importorskip("openvino", reason="the row is left out without it")
+    rows = build_report([mini_fp32, mini_openvino], UNSEEN[:4])
+    assert [(row["precision"], row["engine"]) for row in rows] == [
+        ("fp32", "cpu"), ("int8", "cpu"), ("int8", "openvino"),
+    ]  # fmt: skip
+    dynamic, static = rows[1:]
+    assert 0.998 < static["dense_cosine_worst"] < dynamic["dense_cosine_worst"]
+    assert static["graph_mb"] > dynamic["graph_mb"]
+    assert "| int8 | openvino |" in markdown(rows)
+
+
 def test_a_report_needs_fp32_and_one_model(mini_models):
     with pytest.raises(ValueError, match="must include an fp32 folder"):
         build_report([mini_models["int8"]], UNSEEN[:1])

@@ -5,6 +5,8 @@ On the real mini model's static int8 graph, beside onnxruntime on its fp32 graph
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ TEXTS = [
 ]
 
 openvino = pytest.importorskip("openvino", reason="the engine under test is not installed")
+onnx = pytest.importorskip("onnx", reason="a test spoils a graph with it")
 has_vnni = pytest.mark.skipif(not session.multiplies_bytes(), reason="`auto` takes OpenVINO on x86 with VNNI only")
 
 
@@ -77,6 +80,30 @@ def test_several_threads_get_what_one_gets(openvino_encoder, together):
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: openvino_encoder.encode_passages(TEXTS), range(8)):
             assert_same(together, result)
+
+
+def test_the_throughput_hint_gives_the_same_to_many_threads(mini_openvino, together):
+    encoder = Encoder.load(mini_openvino, "openvino", verify=False, n_threads=2, hint="throughput")
+    assert encoder.session._compiled.get_property("NUM_STREAMS") > 1
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: encoder.encode_passages(TEXTS), range(4)):
+            assert_same(together, result)
+
+
+def test_an_unknown_hint_is_refused(mini_openvino):
+    with pytest.raises(ValueError, match=r"hint must be one of \('latency', 'throughput'\), got 'speed'"):
+        Encoder.load(mini_openvino, "openvino", verify=False, hint="speed")
+
+
+def test_new_lengths_do_not_compile_anew(openvino_encoder, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_compile", None)
+    for n_tokens in (3, 17, 40):
+        assert openvino_encoder.session.run(*batch(n_tokens, seed=0), ["colbert_vecs"])[0].shape == (2, n_tokens, 384)
+
+
+def test_the_number_of_threads_is_what_was_asked_for(mini_openvino):
+    encoder = Encoder.load(mini_openvino, "openvino", verify=False, n_threads=1)
+    assert encoder.session._compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_results_stay_when_the_next_run_has_come(openvino_encoder):
@@ -133,9 +160,47 @@ def test_only_openvino_takes_a_device(mini_openvino, provider):
         Encoder.load(mini_openvino, provider)
 
 
-def test_a_folder_without_a_static_graph_is_refused(mini_fp32):
-    with pytest.raises(FormatError, match="has no model.static.onnx, which OpenVINO needs"):
-        Encoder.load(mini_fp32, "openvino", verify=False)
+def test_a_quantized_folder_without_a_static_graph_is_refused(mini_int8):
+    with pytest.raises(FormatError, match=r"no model.static.onnx, which OpenVINO needs of a model in int8; .*--openv"):
+        Encoder.load(mini_int8, "openvino", verify=False)
+
+
+# fp32 on OpenVINO.
+
+
+def test_an_fp32_folder_gives_what_onnxruntime_gives(mini_fp32, encoder):
+    on_openvino = Encoder.load(mini_fp32, "openvino", verify=False)
+    assert on_openvino.provider == "openvino"
+    assert_same(on_openvino.encode_passages(TEXTS), encoder.encode_passages(TEXTS), cosine=0.99999)
+
+
+@pytest.mark.parametrize("device", ["CPU", "bf16"])
+def test_only_who_asks_for_bfloat16_gets_it(monkeypatch, mini_fp32, device):
+    """On a CPU that has it OpenVINO would take it of itself."""
+    compiled: dict[str, object] = {}
+
+    class Core(openvino.Core):
+        def get_property(self, name, key):
+            return ["FP32", "BF16"] if key == "OPTIMIZATION_CAPABILITIES" else super().get_property(name, key)
+
+        def compile_model(self, model, name, properties):
+            compiled.update(properties)
+            raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    with pytest.raises(ProviderError, match="seen enough"):
+        Encoder.load(mini_fp32, f"openvino:{device}", verify=False)
+    assert compiled["INFERENCE_PRECISION_HINT"] == {"CPU": "f32", "bf16": "bf16"}[device]
+
+
+def test_a_cpu_without_bfloat16_says_so(mini_fp32, monkeypatch):
+    class Core(openvino.Core):
+        def get_property(self, name, key):
+            return ["FP32", "INT8"] if key == "OPTIMIZATION_CAPABILITIES" else super().get_property(name, key)
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    with pytest.raises(ProviderError, match="no bfloat16 products; take provider 'openvino'"):
+        Encoder.load(mini_fp32, "openvino:bf16", verify=False)
 
 
 @pytest.fixture
@@ -150,6 +215,21 @@ def test_a_static_graph_that_is_none_is_a_damaged_folder(copied):
         Encoder.load(copied, "openvino")
     with pytest.raises(FormatError, match="OpenVINO cannot read it"):
         open_session(copied, "openvino")
+
+
+def test_an_operator_that_openvino_does_not_know_is_named(copied):
+    graph = onnx.load(copied / STATIC_GRAPH, load_external_data=False)
+    next(node for node in graph.graph.node if node.op_type == "Softmax").op_type = "Softermax"
+    onnx.save(graph, copied / STATIC_GRAPH)
+    with pytest.raises(FormatError, match=r"OpenVINO cannot read it(.|\n)*Softermax(.|\n)*export the model again"):
+        open_session(copied, "openvino")
+
+
+@has_vnni
+def test_auto_falls_back_from_a_graph_that_openvino_does_not_read(copied):
+    (copied / STATIC_GRAPH).write_bytes(b"no graph at all")
+    with pytest.warns(RuntimeWarning, match="OpenVINO cannot read it(.|\n)*trying the next provider"):
+        assert open_session(copied).provider == "cpu"
 
 
 def test_onnxruntime_is_not_needed(mini_openvino):
@@ -233,3 +313,35 @@ def test_a_cache_that_cannot_be_written_is_done_without(mini_openvino, tmp_path,
     with pytest.warns(RuntimeWarning, match="cannot keep the compiled model"):
         encoder = Encoder.load(mini_openvino, "openvino", verify=False, cache=tmp_path / "file")
     assert_same(encoder.encode_passages(TEXTS[:3]), together[:3])
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="the superuser may write anywhere")
+def test_a_read_only_cache_folder_is_done_without(mini_openvino, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o500)
+    with pytest.warns(RuntimeWarning, match="cannot keep the compiled model .*Permission denied"):
+        Encoder.load(mini_openvino, "openvino", verify=False, cache=folder)
+
+
+def test_a_full_or_read_only_disk_costs_the_cache_only(mini_openvino, tmp_path, monkeypatch):
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(openvino_engine, "write_atomically", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot keep the compiled model .*Read-only file system"):
+        encoder = Encoder.load(mini_openvino, "openvino", verify=False, cache=tmp_path)
+    assert encoder.provider == "openvino"
+
+
+def test_a_cached_model_is_mapped_and_not_copied(mini_openvino, written_cache):
+    """Its weights are the file's pages, which several processes share."""
+    code = (
+        "import sys; from pathlib import Path; from m3edge.session import open_session\n"
+        "session = open_session(Path(sys.argv[1]), 'openvino', cache=Path(sys.argv[2]))\n"
+        "maps = Path('/proc/self/maps').read_text()\n"
+        "print(sys.argv[2] in maps)\n"
+    )
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("only Linux tells what is mapped")
+    command = [sys.executable, "-c", code, str(mini_openvino), str(written_cache)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True"
