@@ -32,9 +32,20 @@ def crc32_file(path: Path) -> int:
     return crc32
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give this file's name to errors of the system that name none: failed writes do not say where to."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def flush_to_disk(path: Path) -> None:
     """Return when the file's content is on the disk and, where the system knows of that, its entry in the folder."""
-    with path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file:
         os.fsync(file.fileno())
     flush_folder(path.parent)
 
@@ -44,7 +55,8 @@ def flush_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with naming(folder):
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -54,7 +66,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

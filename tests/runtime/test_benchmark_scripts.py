@@ -83,4 +83,7 @@ def test_the_readme_lists_every_script_and_no_other():
     text = (BENCHMARKS / "README.md").read_text() + (BENCHMARKS / "bge_m3.md").read_text()
     named = set(re.findall(r"python benchmarks/([\w/]+\.py)", text))
     assert all((BENCHMARKS / script).is_file() for script in named)
-    assert {path.name for path in BENCHMARKS.glob("*.py")} - {"machine.py", "synthetic.py"} <= named  # which the others import
+    assert {path.name for path in BENCHMARKS.glob("*.py")} - {
+        "machine.py",
+        "synthetic.py",
+    } <= named  # which the others import
