@@ -364,11 +364,11 @@ def scale() -> str:
                 f"`{search.get('dense') or build.get('dense', '')}`",
                 _seconds_and_cpu(build.get("write")),
                 _seconds_and_cpu(build.get("commit and index")),
-                f"{sum(build['size_mib'].values()):,.0f}" if build else "",
+                f"{sum(size.values()):,.0f}" if (size := search.get("size_mib") or build.get("size_mib")) else "",
                 f"{memory['first tenth']:.0f}, {memory['last tenth']:.0f}" if memory else "",
                 f"{memory['peak']:,.0f}" if memory else "",
-                f"{search['open_s']:.2f}" if search else "",
-                f"{search['open_cold_s']:.2f}" if search else "",
+                f"{search['open']['wall_s']:.2f}" if search else "",
+                f"{search['open_cold']['wall_s']:.2f}" if search else "",
                 _p50_p99(search.get("search_ms")),
                 f"{_p50_p99(dense)} (recall {search['hnsw_recall@10']:.3f})" if dense else "",
                 _p50_p99(search.get("dense_exact_ms")),
@@ -384,7 +384,7 @@ def scale_line() -> str:
     n, row = [(n, row) for n, row in result("scale").items() if "search" in row][-1]
     found = row["search"]
     return (
-        f"An index of {int(n):,} documents opens in {found['open_s']:.2f} s when its derived files are current, and answers "
+        f"An index of {int(n):,} documents opens in {found['open']['wall_s']:.2f} s when its derived files are current, and answers "
         f"in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"
     )
 

@@ -43,7 +43,8 @@ def test_a_killed_writer_leaves_exactly_what_it_committed(kills, forks, made, tm
     for seed in range(kills):
         print(folder, log, seed, sep="\t", file=forks.stdin, flush=True)
         child = int(forks.stdout.readline())
-        time.sleep(dice.choice([0.01, 0.1, 0.6]) * dice.random())
+        wait_for_lines(log, "done", dice.choice([0, 0, 1, 3]))
+        time.sleep(dice.choice([0.01, 0.1, 0.3]) * dice.random())
         os.kill(child, signal.SIGKILL)
         assert int(forks.stdout.readline()) == -signal.SIGKILL, "the writer ended by itself: it must have failed"
         lines = log.read_text().splitlines() if log.exists() else []
@@ -55,6 +56,14 @@ def test_a_killed_writer_leaves_exactly_what_it_committed(kills, forks, made, tm
         content = assert_is_one_of(states[done : begun + 1], folder, made)
         done_before_kills += done
     assert done_before_kills > kills // 4  # they did get to work
+
+
+def wait_for_lines(log: Path, word: str, n: int) -> None:
+    """Until the writer has done so much: how long that takes, the machine decides."""
+    end = time.monotonic() + 60
+    while n and not (log.exists() and log.read_text().count(word) >= n):
+        assert time.monotonic() < end, "the writer does nothing"
+        time.sleep(0.002)
 
 
 def assert_is_one_of(states: list[dict[str, int]], folder: Path, made) -> dict[str, int]:
