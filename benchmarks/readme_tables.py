@@ -381,8 +381,10 @@ def scale() -> str:
 
 def scale_line() -> str:
     """The largest index that was opened."""
-    n, row = [(n, row) for n, row in result("scale").items() if "search" in row][-1]
-    found = row["search"]
+    measured = [(n, row["search"]) for n, row in result("scale").items() if "search" in row]
+    if not measured:
+        return "(not measured yet)"
+    n, found = measured[-1]
     return (
         f"An index of {int(n):,} documents opens in {found['open']['wall_s']:.2f} s when its derived files are current, and answers "
         f"in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"

@@ -151,8 +151,10 @@ class MetadataColumns:
 def _segments_from(arrays: Mapping[str, np.ndarray]) -> list[Segment]:
     """The segments that `MetadataColumns.save` wrote."""
     segments = []
-    fields = json.loads(arrays["fields"].tobytes())
-    for s, n_documents in enumerate(arrays["segments"].tolist()):
+    fields, sizes = json.loads(arrays["fields"].tobytes()), arrays["segments"]
+    if sizes.dtype != np.int64 or sizes.shape != (len(fields),) or (sizes < 0).any():
+        raise ValueError("the segments are not those of the fields")
+    for s, n_documents in enumerate(sizes.tolist()):
         columns = {}
         for c, (name, numbers, strings) in enumerate(fields[s]):
             column = Column(arrays[f"positions-{s}-{c}"], arrays[f"codes-{s}-{c}"], numbers, strings)
