@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18  # read into again and again, it stays in the processor's cache
 
 
 def sha256_file(path: Path) -> str:
@@ -26,9 +27,10 @@ def sha256_file(path: Path) -> str:
 def crc32_file(path: Path) -> int:
     """CRC-32 of a file's bytes: finds what rots by accident, three times as fast as SHA-256."""
     crc32 = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc32 = zlib.crc32(chunk, crc32)
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            crc32 = zlib.crc32(buffer[:n], crc32)
     return crc32
 
 
