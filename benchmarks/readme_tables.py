@@ -318,9 +318,9 @@ def filters_recall() -> str:
 def hybrid() -> str:
     exact, hnsw = (next(row for row in result("hybrid")["rows"] if row["dense"] == kind) for kind in ("exact", "hnsw"))
     return (
-        f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with `hnsw`, "
-        f"whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers {exact['batch_queries_a_second']} and "
-        f"{hnsw['batch_queries_a_second']} queries a second where single searches answer "
+        f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with "
+        f"`hnsw`, whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers "
+        f"{exact['batch_queries_a_second']} and {hnsw['batch_queries_a_second']} queries a second where single searches answer "
         f"{exact['single_queries_a_second']} and {hnsw['single_queries_a_second']}"
     )
 
@@ -356,7 +356,7 @@ def scale() -> str:
     lines = []
     for n, row in result("scale").items():
         build, search, compact = (row.get(step, {}) for step in ("build", "search", "compact"))
-        memory = build.get("memory_mib", {})
+        memory, size = build.get("memory_mib", {}), search.get("size_mib") or build.get("size_mib")
         dense = search.get("dense_hnsw_ms")
         lines.append(
             [
@@ -364,7 +364,7 @@ def scale() -> str:
                 f"`{search.get('dense') or build.get('dense', '')}`",
                 _seconds_and_cpu(build.get("write")),
                 _seconds_and_cpu(build.get("commit and index")),
-                f"{sum(size.values()):,.0f}" if (size := search.get("size_mib") or build.get("size_mib")) else "",
+                f"{sum(size.values()):,.0f}" if size else "",
                 f"{memory['first tenth']:.0f}, {memory['last tenth']:.0f}" if memory else "",
                 f"{memory['peak']:,.0f}" if memory else "",
                 f"{search['open']['wall_s']:.2f}" if search else "",
@@ -386,8 +386,8 @@ def scale_line() -> str:
         return "(not measured yet)"
     n, found = measured[-1]
     return (
-        f"An index of {int(n):,} documents opens in {found['open']['wall_s']:.2f} s when its derived files are current, and answers "
-        f"in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"
+        f"An index of {int(n):,} documents opens in {found['open']['wall_s']:.2f} s when its derived files are current, "
+        f"and answers in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"
     )
 
 
