@@ -320,7 +320,8 @@ def hybrid() -> str:
     return (
         f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with "
         f"`hnsw`, whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers "
-        f"{exact['batch_queries_a_second']} and {hnsw['batch_queries_a_second']} queries a second where single searches answer "
+        f"{exact['batch_queries_a_second']} and {hnsw['batch_queries_a_second']} queries a second where single "
+        f"searches answer "
         f"{exact['single_queries_a_second']} and {hnsw['single_queries_a_second']}"
     )
 
@@ -350,8 +351,10 @@ def token_store() -> str:
 def scale() -> str:
     """A row for each number of documents; what no step measured yet stays empty."""
     header = [
-        "documents", "dense", "writing s (CPU)", "indexing s (CPU)", "MB on disk", "MB while writing: first, last tenth",
-        "MB at most", "open s", "from disk", "search ms p50, p99", "dense alone", "exact", "filtered", "compacting half s",
+        "documents", "dense", "writing s (CPU)", "indexing s (CPU)", "MB on disk",
+        "MB while writing: first, last tenth",
+        "MB at most", "open s", "from disk", "search ms p50, p99", "dense alone", "exact", "filtered",
+        "compacting half s",
     ]  # fmt: skip
     lines = []
     for n, row in result("scale").items():
@@ -386,8 +389,8 @@ def scale_line() -> str:
         return "(not measured yet)"
     n, found = measured[-1]
     return (
-        f"An index of {int(n):,} documents opens in {found['open']['wall_s']:.2f} s when its derived files are current, "
-        f"and answers in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"
+        f"An index of {int(n):,} documents opens in {found['open']['wall_s']:.2f} s when its derived files "
+        f"are current, and answers in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"
     )
 
 
