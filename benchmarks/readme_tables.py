@@ -389,8 +389,9 @@ def scale_line() -> str:
         return "(not measured yet)"
     n, found = measured[-1]
     return (
-        f"An index of {int(n):,} documents, `{found['dense']}`, opens in {found['open']['wall_s']:.2f} s when its derived "
-        f"files are current, and answers in {found['search_ms']['p50']:.1f} ms (p99 {found['search_ms']['p99']:.1f})"
+        f"An index of {int(n):,} documents, `{found['dense']}`, opens in {found['open']['wall_s']:.2f} s when its "
+        f"derived files are current, and answers in {found['search_ms']['p50']:.1f} ms "
+        f"(p99 {found['search_ms']['p99']:.1f})"
     )
 
 
