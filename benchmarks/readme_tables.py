@@ -402,6 +402,64 @@ def token_store() -> str:
     return table(["`token_codec`", "pooling 1: bytes a token, tokens, all", "pooling 2", "pooling 3"], lines)
 
 
+# Growth
+
+
+def scale() -> str:
+    """A row for each number of documents; what no step measured yet stays empty."""
+    header = [
+        "documents", "dense", "writing s (CPU)", "indexing s (CPU)", "MB on disk",
+        "MB while writing: first, last tenth",
+        "MB at most", "open s", "from disk", "search ms p50, p99", "dense alone", "exact", "filtered",
+        "compacting half s",
+    ]  # fmt: skip
+    lines = []
+    for n, row in result("scale").items():
+        build, search, compact = (row.get(step, {}) for step in ("build", "search", "compact"))
+        memory, size = build.get("memory_mib", {}), search.get("size_mib") or build.get("size_mib")
+        dense = search.get("dense_hnsw_ms")
+        lines.append(
+            [
+                f"{int(n):,}",
+                f"`{search.get('dense') or build.get('dense', '')}`",
+                _seconds_and_cpu(build.get("write")),
+                _seconds_and_cpu(build.get("commit and index")),
+                f"{sum(size.values()):,.0f}" if size else "",
+                f"{memory['first tenth']:.0f}, {memory['last tenth']:.0f}" if memory else "",
+                f"{memory['peak']:,.0f}" if memory else "",
+                f"{search['open']['wall_s']:.2f}" if search else "",
+                f"{search['open_cold']['wall_s']:.2f}" if search else "",
+                _p50_p99(search.get("search_ms")),
+                f"{_p50_p99(dense)} (recall {search['hnsw_recall@10']:.3f})" if dense else "",
+                _p50_p99(search.get("dense_exact_ms")),
+                _p50_p99(search.get("filtered_ms")),
+                f"{compact['compact']['wall_s']:.1f}" if compact else "",
+            ]
+        )
+    return table(header, lines)
+
+
+def scale_line() -> str:
+    """The largest index that was opened."""
+    measured = [(n, row["search"]) for n, row in result("scale").items() if "search" in row]
+    if not measured:
+        return "(not measured yet)"
+    n, found = measured[-1]
+    return (
+        f"An index of {int(n):,} documents, `{found['dense']}`, opens in {found['open']['wall_s']:.2f} s when its "
+        f"derived files are current, and answers in {found['search_ms']['p50']:.1f} ms "
+        f"(p99 {found['search_ms']['p99']:.1f})"
+    )
+
+
+def _seconds_and_cpu(part: dict[str, float] | None) -> str:
+    return f"{part['wall_s']:.0f} ({part['cpu_s']:.0f})" if part else ""
+
+
+def _p50_p99(part: dict[str, float] | None) -> str:
+    return f"{part['p50']:.1f}, {part['p99']:.1f}" if part else ""
+
+
 # Engines and sizes
 
 
@@ -489,6 +547,8 @@ MADE: dict[str, Callable[[], str]] = {
     "filters-recall": filters_recall,
     "hybrid": hybrid,
     "token-store": token_store,
+    "scale": scale,
+    "scale-line": scale_line,
     "engines": engines,
     "fidelity": fidelity,
     "full-size": full_size,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18  # read into again and again, it stays in the processor's cache
 
 
 def sha256_file(path: Path) -> str:
@@ -26,15 +27,27 @@ def sha256_file(path: Path) -> str:
 def crc32_file(path: Path) -> int:
     """CRC-32 of a file's bytes: finds what rots by accident, three times as fast as SHA-256."""
     crc32 = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc32 = zlib.crc32(chunk, crc32)
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            crc32 = zlib.crc32(buffer[:n], crc32)
     return crc32
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give this file's name to errors of the system that name none: failed writes do not say where to."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def flush_to_disk(path: Path) -> None:
     """Return when the file's content is on the disk and, where the system knows of that, its entry in the folder."""
-    with path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file:
         os.fsync(file.fileno())
     flush_folder(path.parent)
 
@@ -44,7 +57,8 @@ def flush_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with naming(folder):
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -54,7 +68,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -11,7 +11,7 @@ import numpy as np
 
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
-from m3edge.index.derived import MANIFEST, read_derived
+from m3edge.index.derived import MANIFEST, forget_damaged, read_derived
 from m3edge.index.snapshot import NO_CRC32, Snapshot, problem_of_document
 from m3edge.index.store import Store
 from m3edge.index.tokens import TokenStore
@@ -70,7 +70,7 @@ def repair_truth(store: Store, encoder: Encoder | None, *, progress: bool | None
     with writer_lock(folder):
         problems = check_index(folder).problems
         if any(problem.remedy == REBUILD for problem in problems):
-            (folder / MANIFEST).unlink(missing_ok=True)
+            forget_damaged(folder)
         ids = list(dict.fromkeys(id_ for problem in problems if problem.remedy == ENCODE for id_ in problem.documents))
         if ids and encoder is not None:
             with open_writing(store, encoder) as writing:
@@ -116,9 +116,12 @@ def _problems(folder: Path, snapshot: Snapshot, progress: bool | None) -> Iterat
         yield Problem(path, f"holds {len(rows)} documents, expected {snapshot.n_documents}", BACKUP)
     yield from _token_problems(folder, snapshot, broken)
     try:
-        read_derived(folder)
+        derived = read_derived(folder)
     except FormatError as error:
         yield Problem(str(folder / MANIFEST), str(error), REBUILD)
+    else:
+        for problem in derived.damaged.values() if derived is not None else ():
+            yield Problem(problem.split(": ")[0], problem, REBUILD)
 
 
 def _token_problems(folder: Path, snapshot: Snapshot, broken: Sequence[int]) -> Iterator[Problem]:

@@ -1,23 +1,31 @@
 """Metadata in columns, in memory: which documents pass a filter is a few array operations, not a look at each.
 
-Made from the store when a filter is first used, and brought up to date when documents were added. The values of a field
-are sorted and numbered, so that a test becomes a range of numbers. Documents are positions, as everywhere in the state;
-a deleted one may pass, and is left out by whoever uses the result.
+Made from the store when a filter is first used or the derived files are saved, with which they are kept, and brought up
+to date when documents were added. The values of a field are sorted and numbered, so that a test becomes a range of
+numbers. Documents are positions, as everywhere in the state; a deleted one may pass, and is left out by whoever uses
+the result.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
 from m3edge.index.filters import All, Compares, Condition, Equals, Exists, Not, Some, Value, kind_of
 
+# What reading a .npz of another version, or none, may raise
+UNREADABLE = (KeyError, ValueError, TypeError, IndexError, EOFError, BadZipFile)
+
+_PORTION = 20_000  # documents taken over at once: bounds the memory
 _KEPT_BYTES = 16_000_000  # of results, for filters that come again
 _PRESENT, _NULL, _FALSE, _TRUE, _FIRST = range(-1, 4)  # codes; from _FIRST on the numbers, then the strings
 
@@ -45,9 +53,17 @@ class Segment(NamedTuple):
 class MetadataColumns:
     """The metadata of all documents. Safe to ask from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        """Of no documents yet, or those that `save` wrote; the file stays open until it is first needed.
+
+        Raises OSError or one of UNREADABLE for a file of another kind.
+        """
+        self._file: Any = None
         self._segments: list[Segment] = []
         self._n_documents = 0
+        if path is not None:
+            self._file = np.load(path, allow_pickle=False)
+            self._n_documents = int(self._file["documents"][0])
         self._results: OrderedDict[Condition, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -60,10 +76,7 @@ class MetadataColumns:
         fetch: fetch(first, last) gives the metadata of these rows and those between, ascending; some may be gone
         """
         with self._lock:
-            if self._n_documents < len(rows):
-                self._append(segment_of(rows[self._n_documents :], fetch))
-                self._n_documents = len(rows)
-                self._results.clear()
+            self._take_over(rows, fetch)
             found = self._results.pop(condition, None)
             if found is None:
                 parts = [_passing(condition, segment) for segment in self._segments]
@@ -74,11 +87,91 @@ class MetadataColumns:
                 self._results.popitem(last=False)
             return found
 
+    def __len__(self) -> int:
+        """How many documents were taken over."""
+        return self._n_documents
+
+    def take_over(self, rows: np.ndarray, fetch: Callable[[int, int], Iterator[tuple[int, Any]]]) -> None:
+        """Read the documents that are not known yet; the arguments are those of `passing`."""
+        with self._lock:
+            if self._n_documents < len(rows):
+                self._take_over(rows, fetch)
+
+    def save(self, path: Path) -> None:
+        """Write all there is to a file."""
+        with self._lock:
+            self._read_file()
+            arrays = {"documents": np.array([self._n_documents])}
+            fields = []
+            for s, segment in enumerate(self._segments):
+                fields.append([[name, column.numbers, column.strings] for name, column in segment.columns.items()])
+                for c, column in enumerate(segment.columns.values()):
+                    arrays |= {f"positions-{s}-{c}": column.positions, f"codes-{s}-{c}": column.codes}
+            arrays["segments"] = np.array([segment.n_documents for segment in self._segments], np.int64)
+            arrays["fields"] = np.frombuffer(json.dumps(fields).encode(), np.uint8)
+            with path.open("wb") as file:  # np.savez would add its own ending to a bare path
+                np.savez(file, allow_pickle=False, **arrays)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+
+    def _take_over(self, rows: np.ndarray, fetch: Callable[[int, int], Iterator[tuple[int, Any]]]) -> None:
+        self._read_file()
+        while self._n_documents < len(rows):
+            portion = rows[self._n_documents : self._n_documents + _PORTION]
+            self._append(segment_of(portion, fetch))
+            self._n_documents += len(portion)
+            self._results.clear()
+
+    def _read_file(self) -> None:
+        if self._file is None:
+            return
+        try:
+            with self._file as arrays:
+                self._segments = _segments_from(arrays)
+            if sum(segment.n_documents for segment in self._segments) != self._n_documents:
+                raise ValueError("the segments hold another number of documents")
+        except UNREADABLE:  # another version's: made again, like one that is missing
+            self._segments, self._n_documents = [], 0
+        self._file = None
+
     def _append(self, segment: Segment) -> None:
         """Put a segment at the end, joined with the last ones while these are not much larger: few stay."""
         while self._segments and self._segments[-1].n_documents < 2 * segment.n_documents:
             segment = join(self._segments.pop(), segment)
         self._segments.append(segment)
+
+
+# Reading columns
+
+
+def _segments_from(arrays: Mapping[str, np.ndarray]) -> list[Segment]:
+    """The segments that `MetadataColumns.save` wrote."""
+    segments = []
+    fields, sizes = json.loads(arrays["fields"].tobytes()), arrays["segments"]
+    if sizes.dtype != np.int64 or sizes.shape != (len(fields),) or (sizes < 0).any():
+        raise ValueError("the segments are not those of the fields")
+    for s, n_documents in enumerate(sizes.tolist()):
+        columns = {}
+        for c, (name, numbers, strings) in enumerate(fields[s]):
+            column = Column(arrays[f"positions-{s}-{c}"], arrays[f"codes-{s}-{c}"], numbers, strings)
+            _check(column, n_documents)
+            columns[name] = column
+        segments.append(Segment(n_documents, columns))
+    return segments
+
+
+def _check(column: Column, n_documents: int) -> None:
+    positions, codes = column.positions, column.codes
+    if (positions.dtype, codes.dtype) != (np.int64, np.int32) or positions.ndim != 1 or positions.shape != codes.shape:
+        raise ValueError("a column's positions and codes do not belong together")
+    if len(positions) and not (0 <= positions.min() <= positions.max() < n_documents):
+        raise ValueError("a column knows documents that its segment does not")
+    if len(codes) and not (_PRESENT <= codes.min() <= codes.max() < _FIRST + len(column.numbers) + len(column.strings)):
+        raise ValueError("a column has codes of no value")
 
 
 # Making columns

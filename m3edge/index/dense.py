@@ -21,6 +21,7 @@ from m3edge.index.graph import HnswConfig, HnswGraph
 from m3edge.index.growing import GrowingArray
 from m3edge.index.scan import DenseScan
 from m3edge.index.shared_lock import SharedLock
+from m3edge.progress import progress_bar
 
 MODES = ("auto", "exact", "hnsw")
 GRAPH_FILE = "dense.hnsw"
@@ -36,6 +37,7 @@ NUMBERS_A_GRAPH_RESULT = 50_000
 
 _BLOCK_ROWS = 10_000
 _GRAPH_ROWS = 32  # rows the graph takes at once: bounds how long a search waits, some 10 ms
+_BUILD_ROWS = 1000  # the same where nobody waits but for the progress bar, and for Ctrl-C
 
 
 class DenseIndex:
@@ -74,10 +76,18 @@ class DenseIndex:
         other._scan = None if self._scan is None else self._scan.successor()
         return other
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray, lock: SharedLock | None = None) -> None:
+    def add(
+        self,
+        rows: np.ndarray,
+        vectors: np.ndarray,
+        lock: SharedLock | None = None,
+        *,
+        progress: bool | None = False,
+    ) -> None:
         """rows: int64 [n], above all known ones, ascending; vectors: float32 [n, dim]
 
         lock: held exclusively while the graph takes rows, in small portions, where others may be searching it
+        progress: a bar where this makes the graph of all that was there before
         """
         self._rows.append(rows)
         self._alive = np.concatenate([self._alive, np.ones(len(rows), bool)])
@@ -86,11 +96,10 @@ class DenseIndex:
             self._scan.add(vectors)
         if self._graph is None:
             if self.wants_graph:
-                self.build_graph()
+                self.build_graph(progress=progress)
             return
-        first = int(
-            np.searchsorted(rows, self._graph.last_row, "right")
-        )  # it may know some from an interrupted attempt
+        # It may know some from an interrupted attempt, or all where it alone was read from a file.
+        first = int(np.searchsorted(rows, self._graph.last_row, "right"))
         for start in range(first, len(rows), _GRAPH_ROWS):
             with lock.exclusive() if lock is not None else nullcontext():
                 self._graph.add(rows[start : start + _GRAPH_ROWS], vectors[start : start + _GRAPH_ROWS])
@@ -139,19 +148,24 @@ class DenseIndex:
         rows: int64 [n]; alive: bool [n]. Raises ValueError for a file of another shape.
         """
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        if vectors.shape != (len(rows), self._dim):
-            raise ValueError(f"{path}: holds vectors {vectors.shape}, expected {(len(rows), self._dim)}")
+        if vectors.shape != (len(rows), self._dim) or vectors.dtype != np.float32:
+            raise ValueError(f"{path}: holds {vectors.dtype} {vectors.shape}, expected float32 {len(rows), self._dim}")
         self._rows, self._alive, self._vectors = GrowingArray(rows), alive, GrowingArray(vectors)
 
     def load_graph(self, path: Path) -> None:
-        """Take the graph that was saved with the vectors."""
+        """Take the graph that was saved with the vectors; they come from a file before, or are added afterwards."""
         self._graph = HnswGraph(self._dim, self._config, self._n_threads, path)
         self._graph.restore_deleted(int(np.count_nonzero(~self._alive)))
 
-    def build_graph(self) -> None:
+    def build_graph(self, *, progress: bool | None = False) -> None:
         """Make the graph from the vectors."""
-        self._graph = HnswGraph(self._dim, self._config, self._n_threads)
-        self._graph.add(self._rows.array, self._vectors.array)
+        rows, vectors = self._rows.array, self._vectors.array
+        graph = HnswGraph(self._dim, self._config, self._n_threads)
+        with progress_bar(len(rows), "document", "building the graph", progress) as bar:
+            for start in range(0, len(rows), _BUILD_ROWS):
+                graph.add(rows[start : start + _BUILD_ROWS], vectors[start : start + _BUILD_ROWS])
+                bar.update(len(rows[start : start + _BUILD_ROWS]))
+        self._graph = graph
         self._to_hide = self._rows.array[~self._alive]
         self.hide_deleted()
 

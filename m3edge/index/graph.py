@@ -6,6 +6,7 @@ k never above what is there.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,4 +91,8 @@ class HnswGraph:
         return labels[0].astype(np.int64)
 
     def save(self, path: Path) -> None:
+        """Write it to a file. Raises OSError where hnswlib says nothing: when the file is shorter than it should be."""
         self._graph.save_index(str(path))
+        expected = self._graph.index_file_size()
+        if path.stat().st_size != expected:
+            raise OSError(errno.ENOSPC, f"only {path.stat().st_size} of {expected} bytes were written", str(path))

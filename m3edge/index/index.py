@@ -30,14 +30,13 @@ from m3edge.index.dense import MODES
 from m3edge.index.documents import Document
 from m3edge.index.graph import HnswConfig
 from m3edge.index.searching import Hit, Searcher
+from m3edge.index.settings import MODEL_KEYS, TOKEN_POOLING
 from m3edge.index.snapshot import Snapshot
 from m3edge.index.store import Store
 from m3edge.index.tokens import CODECS
 from m3edge.index.view import View
 from m3edge.index.writer_lock import writer_lock
 from m3edge.index.writing import AddReport, Writing, open_writing
-
-_MODEL_KEYS = ("name", "fingerprint", "precision", "dense_dim", "token_dim")
 
 
 class Index:
@@ -86,12 +85,12 @@ class Index:
             raise ValueError(f"dense must be one of {', '.join(MODES)}, got {dense!r}")
         if token_codec not in CODECS:
             raise ValueError(f"token_codec must be one of {', '.join(CODECS)}, got {token_codec!r}")
-        if token_pooling not in (1, 2, 3):
+        if token_pooling not in TOKEN_POOLING:
             raise ValueError(f"token_pooling must be 1, 2 or 3, got {token_pooling!r}")
         if token_codec == "none" and token_pooling != 1:
             raise ValueError(f"token_pooling must be 1 when token_codec is 'none', got {token_pooling!r}")
         folder = Path(folder).absolute()  # the working directory may change
-        model = {key: getattr(encoder.info, key) for key in _MODEL_KEYS}
+        model = {key: getattr(encoder.info, key) for key in MODEL_KEYS}
         with new_folder(folder) as staging:
             settings = {"dense": dense, "token_codec": token_codec, "token_pooling": token_pooling}
             Store.create(staging, {"model": model, "hnsw": asdict(hnsw or HnswConfig()), **settings})

@@ -15,6 +15,7 @@ import numpy as np
 
 from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.documents import Document
+from m3edge.index.settings import problem_of_settings
 from m3edge.index.sqlite_file import damaged, explained
 
 _BLOCK_ROWS = 1000  # documents read at once: bounds the memory
@@ -102,7 +103,10 @@ class Snapshot:
     def note(self, key: str) -> Any:
         """What was left under this key, or None."""
         found = self._fetch("SELECT value FROM notes WHERE key = ?", (key,))
-        return json.loads(found[0][0]) if found else None
+        try:
+            return json.loads(found[0][0]) if found else None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise damaged(self.path, f"note {key!r}: {error}") from error
 
     # Documents
 
@@ -228,7 +232,9 @@ class Snapshot:
             if self.version >= 3 and int(texts.pop("crc32", -1)) != meta_crc32(texts):
                 raise ValueError("checksum differs")
             values = {key: json.loads(text) for key, text in texts.items()}
-        except (ValueError, TypeError) as error:
+            if (problem := problem_of_settings(values)) is not None:
+                raise ValueError(problem)
+        except (ValueError, TypeError, RecursionError) as error:
             raise damaged(self.path, f"settings: {error}") from error
         if self.version < 3:
             values["epoch"] = 0

@@ -189,11 +189,16 @@ class PostingIndex:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PostingIndex:
-        """The index that gave these arrays. Raises KeyError when one is missing, as in an older version's."""
+        """The index that gave these arrays. Raises KeyError when one is missing, as in an older version's, IndexError,
+        TypeError or ValueError when they do not belong together."""
         index = cls()
         index.alive, index._lengths = arrays["alive"], arrays["lengths"]
         index._exponent = int(arrays["exponent"][0])
         index._set_blocks(blocks_from_arrays(arrays))
+        n = sum(block.n_documents for block in index._blocks)
+        for name, array, dtype in (("alive", index.alive, np.bool_), ("lengths", index._lengths, np.int32)):
+            if array.dtype != dtype or array.shape != (n,):
+                raise ValueError(f"{name} must be {np.dtype(dtype)} {(n,)}, got {array.dtype} {array.shape}")
         return index
 
     # Blocks

@@ -7,14 +7,15 @@ alive. A state belongs to one snapshot of the store and does not change; `succes
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from m3edge.errors import FormatError
-from m3edge.index.columns import MetadataColumns
+from m3edge.index.columns import UNREADABLE, MetadataColumns
 from m3edge.index.dense import GRAPH_FILE, VECTORS_FILE, DenseIndex
-from m3edge.index.derived import Stamp, save_derived, usable_derived
+from m3edge.index.derived import Derived, Stamp, save_derived, usable_derived
 from m3edge.index.graph import HnswConfig
 from m3edge.index.shared_lock import SharedLock
 from m3edge.index.snapshot import NO_CRC32, Snapshot
@@ -24,6 +25,7 @@ from m3edge.index.tokens import TokenStore
 from m3edge.progress import progress_bar
 
 POSTINGS_FILE = "postings.npz"
+COLUMNS_FILE = "columns.npz"
 _BLOCK_ROWS = 1000  # rows read at once: bounds the memory
 _OWN_ARRAYS = ("rows", "token_starts", "token_counts", "token_crc32s")
 
@@ -42,41 +44,91 @@ class SearchState:
         self.postings = PostingIndex()
         self.columns = MetadataColumns()  # grows with whichever state asks it: one after the other, never two at once
         self._tokens_compared = np.empty(0, bool)  # whose token vectors were found to match their checksums
+        self._files: dict[str, str] = {}  # derived files that say what this state says
+        self._columns_saved = 0  # documents that the columns among them know
+        self.is_mended = False  # whether derived files were missing or damaged, and should be written again
 
     @classmethod
-    def load(cls, folder: Path, dim: int, config: HnswConfig, n_threads: int, dense_mode: str) -> SearchState:
-        """The saved state, as old as it may be; an empty one where there is none, or none that is whole."""
+    def load(
+        cls,
+        folder: Path,
+        dim: int,
+        config: HnswConfig,
+        n_threads: int,
+        dense_mode: str,
+        newest: Stamp,
+        *,
+        progress: bool | None = False,
+    ) -> SearchState:
+        """The saved state, as old as it may be; an empty one where there is none. Of damaged files only what they held
+        is made again: a graph here and now, the rest by `successor`.
+
+        newest: what is committed; graphs of a later state, whose truth was replaced by an older one, are not for it
+        """
         for _ in range(3):  # a writer may replace the files while we read them
             state = cls(dim, config, n_threads, dense_mode)
             derived = usable_derived(folder)
             if derived is None:
-                break
+                return state
             try:
-                with np.load(derived.files[POSTINGS_FILE], allow_pickle=False) as arrays:
-                    state.postings = PostingIndex.from_arrays(arrays)
-                    for name in _OWN_ARRAYS:
-                        setattr(state, name, arrays[name])
-                state.dense.load_vectors(derived.files[VECTORS_FILE], state.rows, state.postings.alive)
-                if state.dense.wants_graph:
+                if POSTINGS_FILE in derived.files and VECTORS_FILE in derived.files:
+                    state._take(derived, progress)
+                    return state
+                if GRAPH_FILE in derived.files and derived.stamp.epoch == newest.epoch and derived.stamp <= newest:
                     state.dense.load_graph(derived.files[GRAPH_FILE])
             except (OSError, RuntimeError):
                 continue
-            except (KeyError, ValueError):  # another version's: made again, like one that is missing
-                break
-            state._tokens_compared = np.zeros(len(state.rows), bool)
-            state.stamp = derived.stamp
-            return state
-        return cls(dim, config, n_threads, dense_mode)
+            except UNREADABLE:  # another version's: as if it were missing
+                state = cls(dim, config, n_threads, dense_mode)
+            break
+        else:
+            state = cls(dim, config, n_threads, dense_mode)
+        state.stamp = Stamp(newest.epoch, 0, 0)
+        state.is_mended = True
+        return state
 
-    def save(self, folder: Path) -> None:
-        """Write the state to the folder's derived files. The caller holds the writer's lock."""
+    def _take(self, derived: Derived, progress: bool | None) -> None:
+        """Take what the files hold."""
+        with np.load(derived.files[POSTINGS_FILE], allow_pickle=False) as arrays:
+            self.postings = PostingIndex.from_arrays(arrays)
+            for name in _OWN_ARRAYS:
+                setattr(self, name, arrays[name])
+        shapes = {(getattr(self, name).dtype, getattr(self, name).shape) for name in _OWN_ARRAYS}
+        if shapes != {(np.dtype(np.int64), self.postings.alive.shape)}:
+            raise ValueError(f"{derived.files[POSTINGS_FILE]}: its arrays are not of one length")
+        self.dense.load_vectors(derived.files[VECTORS_FILE], self.rows, self.postings.alive)
+        if COLUMNS_FILE in derived.files:
+            self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
+            self._columns_saved = len(self.columns)
+        if self.dense.wants_graph:
+            if GRAPH_FILE in derived.files:
+                self.dense.load_graph(derived.files[GRAPH_FILE])
+            else:
+                self.dense.build_graph(progress=progress)
+        self._tokens_compared = np.zeros(len(self.rows), bool)
+        self._files = {name: path.name for name, path in derived.files.items()}
+        self.is_mended = not {COLUMNS_FILE, *self.dense.writers()} <= set(derived.files)
+        self.stamp = derived.stamp
+
+    def save(self, folder: Path, snapshot: Snapshot) -> None:
+        """Write the state to the folder's derived files. The caller holds the writer's lock.
+
+        snapshot: the one that the state belongs to
+        """
 
         def write_postings(path: Path) -> None:
             arrays = {name: getattr(self, name) for name in _OWN_ARRAYS}
             with path.open("wb") as file:  # np.savez would add its own ending to a bare path
                 np.savez(file, allow_pickle=False, **arrays, **self.postings.to_arrays())
 
-        save_derived(folder, self.stamp, {POSTINGS_FILE: write_postings, **self.dense.writers()})
+        with suppress(FormatError):  # damaged metadata: whoever filters is told
+            self.columns.take_over(self.rows, snapshot.metadata)
+        if self._columns_saved < len(self.columns):
+            self._files.pop(COLUMNS_FILE, None)
+        parts = {POSTINGS_FILE: write_postings, COLUMNS_FILE: self.columns.save, **self.dense.writers()}
+        self._files = save_derived(folder, self.stamp, parts, self._files)
+        self._columns_saved = len(self.columns)
+        self.is_mended = False
 
     def successor(self, snapshot: Snapshot, lock: SharedLock, *, progress: bool | None = False) -> SearchState:
         """The state of a later snapshot of the same epoch.
@@ -95,11 +147,13 @@ class SearchState:
                 for name, column in columns.items():
                     column.append(getattr(vectors, name))
                 state.postings.add(vectors.sparse)
-                state.dense.add(vectors.rows, vectors.dense, lock)
+                state.dense.add(vectors.rows, vectors.dense, lock, progress=progress)
                 last_row = int(vectors.rows[-1])
                 bar.update(len(vectors.rows))
         for name, column in columns.items():
             setattr(state, name, np.concatenate(column))
+        unchanged = {VECTORS_FILE, COLUMNS_FILE} if len(state.rows) == len(self.rows) else {COLUMNS_FILE}
+        state._files = {name: file for name, file in self._files.items() if name in unchanged}
         deleted = snapshot.deletions_since(self.stamp.generation)
         gone = state.positions(deleted[np.isin(deleted, state.rows)])
         state.postings.delete(gone)

@@ -14,7 +14,7 @@ import numpy as np
 from m3edge._kernels_numpy import pack_records, record_bytes, unpack_records
 from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.errors import FormatError
-from m3edge.files import flush_to_disk
+from m3edge.files import flush_to_disk, naming
 from m3edge.kernels import maxsim_records
 from m3edge.scoring import maxsim
 
@@ -76,20 +76,14 @@ class TokenStore:
         """As `write`, for rows as they stand in a token file: uint8 [n, bytes_per_token]."""
         if not len(rows):
             return
-        try:
-            with self.path.open("r+b" if self.path.exists() else "w+b") as file:
-                file.seek(start * self.bytes_per_token)
-                file.write(np.ascontiguousarray(rows).data)
-        except OSError as error:
-            raise _named(error, self.path) from error
+        with naming(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            file.seek(start * self.bytes_per_token)
+            file.write(np.ascontiguousarray(rows).data)
 
     def sync(self) -> None:
         """Return when all that was written is on the disk."""
         if self.path.exists():
-            try:
-                flush_to_disk(self.path)
-            except OSError as error:
-                raise _named(error, self.path) from error
+            flush_to_disk(self.path)
 
     def map_rows(self, n_rows: int) -> None:
         """Make the first n_rows readable. Raises FormatError when the file is shorter, or not there."""
@@ -152,8 +146,3 @@ class TokenStore:
             return np.ascontiguousarray(rows).view("<f2")
         codes, scales = unpack_records(rows, self._bits, self._dim)
         return codes * scales[:, None]
-
-
-def _named(error: OSError, path: Path) -> OSError:
-    """The error of a write, which does not say by itself to which file."""
-    return error if error.filename else OSError(error.errno, error.strerror, str(path))

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from m3edge.errors import FormatError, IndexLockedError
-from m3edge.index.derived import read_derived, remove_leftovers
+from m3edge.index.derived import Stamp, read_derived, remove_leftovers
 from m3edge.index.graph import HnswConfig
 from m3edge.index.shared_lock import SharedLock
 from m3edge.index.snapshot import Snapshot
@@ -120,6 +120,7 @@ class View:
             except IndexLockedError:
                 pass
             finally:
+                self._current.state.columns.close()
                 self._current.tokens.close()
                 self._current.snapshot.close()
 
@@ -128,9 +129,10 @@ class View:
             saved = read_derived(self._folder, verify=False)
         except FormatError:
             saved = None
-        stamp = current.state.stamp
-        if stamp.generation and (saved is None or saved.stamp < stamp) and not _is_older(current.snapshot, self._store):
-            current.state.save(self._folder)
+        state = current.state
+        is_new = saved is None or saved.stamp < state.stamp or (saved.stamp == state.stamp and state.is_mended)
+        if state.stamp.generation and is_new and not _is_older(current.snapshot, self._store):
+            state.save(self._folder, current.snapshot)
             self.remove_leftovers()
 
     def _load(self, progress: bool | None) -> Current:
@@ -139,8 +141,9 @@ class View:
             snapshot = self._store.snapshot()
             dim, config = snapshot.meta("model")["dense_dim"], HnswConfig(**snapshot.meta("hnsw"))
             dense_mode = snapshot.meta("dense", "hnsw")  # older indexes all had a graph
+            newest = Stamp(snapshot.epoch, snapshot.generation, snapshot.last_row)
             snapshot.close()
-            state = SearchState.load(self._folder, dim, config, self._n_threads, dense_mode)
+            state = SearchState.load(self._folder, dim, config, self._n_threads, dense_mode, newest, progress=progress)
             snapshot = self._store.snapshot()  # later than what is derived, unless an older file was put back
             if state.stamp.epoch != snapshot.epoch or state.stamp.generation > snapshot.generation:
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)

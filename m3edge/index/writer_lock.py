@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from m3edge.errors import IndexLockedError
+from m3edge.files import naming
 
 LOCK_FILE = "writer.lock"
 PID_FILE = "writer.pid"  # apart from the lock: on Windows a locked file cannot be read
@@ -27,7 +28,8 @@ def writer_lock(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
             f"{folder}: process {_holder(folder)} is writing to this index; wait until it is done, or end it"
         ) from error
     try:
-        (folder / PID_FILE).write_text(str(os.getpid()))
+        with naming(folder / PID_FILE):
+            (folder / PID_FILE).write_text(str(os.getpid()))
         yield
     finally:
         lock.release()

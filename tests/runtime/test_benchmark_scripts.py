@@ -106,6 +106,15 @@ def test_mkqa_counts_passages_that_hold_an_answer(run, mini_int8, small_beir, tm
     assert "| dense | 0.500 |" in printed
 
 
+def test_scale_measures_in_steps_that_add_to_one_file(run, tmp_path):
+    for step in ("build", "search", "compact"):
+        _, report = run("scale.py", step, tmp_path / "indexes", 300, "--queries", 3, "--dense", "hnsw")
+    row = report["300"]
+    assert row["build"]["size_mib"].keys() >= {"index.sqlite", "tokens.i8", "dense.hnsw", "columns.npz"}
+    assert row["search"]["hnsw_recall@10"] > 0.9
+    assert row["compact"]["documents"] == 150
+
+
 def test_peers_run_on_the_same_input_and_what_does_not_says_why(mini_fp32, small_beir, tmp_path):
     limits = ("--rounds", 1, "--queries", 4, "--passages", 4, "--vectors", 300)
     tasks = ("dense", "maxsim", "search", "encode")

@@ -43,7 +43,8 @@ def test_a_killed_writer_leaves_exactly_what_it_committed(kills, forks, made, tm
     for seed in range(kills):
         print(folder, log, seed, sep="\t", file=forks.stdin, flush=True)
         child = int(forks.stdout.readline())
-        time.sleep(dice.choice([0.01, 0.1, 0.6]) * dice.random())
+        wait_for_lines(log, "done", dice.choice([0, 0, 1, 3]))
+        time.sleep(dice.choice([0.01, 0.1, 0.3]) * dice.random())
         os.kill(child, signal.SIGKILL)
         assert int(forks.stdout.readline()) == -signal.SIGKILL, "the writer ended by itself: it must have failed"
         lines = log.read_text().splitlines() if log.exists() else []
@@ -55,6 +56,14 @@ def test_a_killed_writer_leaves_exactly_what_it_committed(kills, forks, made, tm
         content = assert_is_one_of(states[done : begun + 1], folder, made)
         done_before_kills += done
     assert done_before_kills > kills // 4  # they did get to work
+
+
+def wait_for_lines(log: Path, word: str, n: int) -> None:
+    """Until the writer has done so much: how long that takes, the machine decides."""
+    end = time.monotonic() + 60
+    while n and not (log.exists() and log.read_text().count(word) >= n):
+        assert time.monotonic() < end, "the writer does nothing"
+        time.sleep(0.002)
 
 
 def assert_is_one_of(states: list[dict[str, int]], folder: Path, made) -> dict[str, int]:
@@ -124,6 +133,57 @@ def test_writes_that_fail_leave_what_was_committed(step, made, tmp_path):
         failed += len(states) > 1
         content = assert_is_one_of(states, folder, made)
     assert failed > 3
+
+
+@pytest.fixture
+def failing(made, tmp_path):
+    """Runs failing_process's work in a folder while the n-th call that writes, and maybe all after it, fail."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs Linux and a C compiler")
+    here = Path(made.__file__).parent
+    shim = tmp_path / "failing_writes.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, here / "failing_writes.c", "-ldl"], check=True)
+    process = subprocess.Popen(
+        [sys.executable, here / "failing_process.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        bufsize=1, env={**os.environ, "LD_PRELOAD": str(shim)},
+    )  # fmt: skip
+
+    def run(folder: Path, first: int, once: bool) -> tuple[int, str]:
+        print(folder, first, int(once), sep="\t", file=process.stdin, flush=True)
+        calls, _, outcome = process.stdout.readline().rstrip("\n").partition("\t")
+        return int(calls), outcome
+
+    yield run
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["from-there-on", "once"])
+@pytest.mark.parametrize("step", [19, pytest.param(1, marks=pytest.mark.slow)])
+def test_wherever_writing_fails_what_was_committed_is_left(step, once, failing, made, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(made.__file__).parent))
+    import failing_process
+
+    before = {f"d{i}": 0 for i in range(12)}
+    source = tmp_path / "source"
+    with Index.create(source, made.MODEL, dense="hnsw") as index:
+        index.add(made.documents_of(before), embeddings=made.embeddings_of(before))
+    shutil.copytree(source, tmp_path / "index")
+    n_calls, outcome = failing(tmp_path / "index", 0, False)
+    assert outcome == "done"
+    assert n_calls > 50
+    refused = 0
+    for first in range(1, n_calls + 1, step):
+        folder = tmp_path / "index"
+        shutil.rmtree(folder)
+        shutil.copytree(source, folder)
+        _, outcome = failing(folder, first, once)
+        assert outcome in ("done", "refused"), f"call {first} of {n_calls}"
+        refused += outcome == "refused"
+        assert_is_one_of(failing_process.contents(before), folder, made)
+    assert refused > n_calls / step / 4
 
 
 def test_a_full_disk_leaves_what_was_committed(made, tmp_path):

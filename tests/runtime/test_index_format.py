@@ -6,15 +6,12 @@ import json
 import os
 import shutil
 import sqlite3
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from m3edge import Document, Embeddings, FormatError, Index, M3EdgeError
+from m3edge import Document, Embeddings, FormatError, Index
 from m3edge.embeddings import SparseRows, TokenRows
 from m3edge.index.check import check_index
 
@@ -107,88 +104,6 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1 << bit
     path.write_bytes(data)
-
-
-def answers(index: Index, made) -> list:
-    return [
-        index.search(made.embeddings_of({query: 0}), k=50, lexical=lexical)
-        for query in "ab"
-        for lexical in ("m3", "bm25")
-    ]
-
-
-@pytest.fixture(scope="session")
-def fuzzed(made, tmp_path_factory):
-    """A closed index, what it answers, and the documents it holds."""
-    folder = tmp_path_factory.mktemp("fuzz") / "index"
-    versions = {f"d{i}": 0 for i in range(30)}
-    with Index.create(folder, made.MODEL) as index:
-        index.add(made.documents_of(versions), embeddings=made.embeddings_of(versions))
-        index.delete(["d3", "d4"])
-        index.compact()
-        index.delete("d5")
-    with Index.open(folder) as index:
-        documents = {id_: index.get(id_) for id_ in versions}
-        return folder, answers(index, made), documents
-
-
-def damage(folder: Path, data: st.DataObject) -> None:
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("writer"))
-    path = folder / data.draw(st.sampled_from(names))
-    content = path.read_bytes()
-    place = data.draw(st.integers(0, len(content) - 1))
-    kind = data.draw(st.sampled_from(["flip", "flip", "flip", "cut", "zeros", "noise", "swap", "remove"]))
-    if kind == "flip":
-        flip(path, place, data.draw(st.integers(0, 7)))
-    elif kind == "cut":
-        path.write_bytes(content[:place])
-    elif kind == "zeros":
-        path.write_bytes(content[:place] + bytes(min(500, len(content) - place)) + content[place + 500 :])
-    elif kind == "noise":
-        path.write_bytes(content[:place] + data.draw(st.binary(min_size=1, max_size=64)) + content[place + 64 :])
-    elif kind == "swap":
-        path.write_bytes((folder / data.draw(st.sampled_from(names))).read_bytes())
-    else:
-        path.unlink()
-
-
-def check_a_damaged_copy(fuzzed, made, tmp_path_factory, data) -> None:
-    """It opens and answers as before, or raises an error of ours; never anything else."""
-    source, expected, documents = fuzzed
-    folder = tmp_path_factory.mktemp("damaged") / "index"
-    shutil.copytree(source, folder)
-    damage(folder, data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # derived files that are made again
-        try:
-            with Index.open(folder) as index:
-                assert answers(index, made) == expected
-                for id_, document in documents.items():
-                    found = index.get(id_)
-                    assert found == document or found is None
-                    if found != document:  # the index over the ids is damaged, which only a whole check sees
-                        assert not index.check().sound
-                sound_before = index.check().sound
-        except M3EdgeError as error:
-            if str(folder) not in str(error):
-                raise
-            sound_before = False
-        if not sound_before and (folder / "index.sqlite").exists():
-            Index.repair(folder)
-    shutil.rmtree(folder.parent)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_damaged_index_answers_rightly_or_says_what_is_damaged(fuzzed, made, tmp_path_factory, data):
-    check_a_damaged_copy(fuzzed, made, tmp_path_factory, data)
-
-
-@pytest.mark.slow
-@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_damaged_index_answers_rightly_or_says_what_is_damaged_long(fuzzed, made, tmp_path_factory, data):
-    check_a_damaged_copy(fuzzed, made, tmp_path_factory, data)
 
 
 def open_and_search(folder: Path, query: Embeddings) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,25 @@ def test_metadata_nested_too_deeply_are_refused(made_index, made):
         nested = {"a": nested}
     with pytest.raises(ValueError, match=r"documents\[0\]: metadata must be a JSON object"):
         made_index.add([Document("a", "", nested)], embeddings=made.embeddings_of({"a": 0}))
+
+
+def test_a_clock_that_jumps_changes_nothing(made_index, made, monkeypatch):
+    """Nothing here is decided by a clock: neither what is newer nor who may write."""
+    times = itertools.cycle([0.0, 4e9, 1e9])
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(times)) * 10**9)
+    for round_, stamp in enumerate([0, 4_000_000_000]):
+        made_index.upsert(made.documents_of({"d0": round_ + 1}), embeddings=made.embeddings_of({"d0": round_ + 1}))
+        made_index.compact()
+        expected = made_index.search(made.embeddings_of({"query": 0}), k=50)
+        made_index.close()
+        for path in made_index.folder.iterdir():
+            os.utime(path, (stamp, stamp))
+        made_index = Index.open(made_index.folder)
+        assert made_index.search(made.embeddings_of({"query": 0}), k=50) == expected
+        assert made_index.get("d0").metadata == {"version": round_ + 1}
+        assert made_index.check().sound
+    made_index.close()
 
 
 def test_a_closed_index_says_so(made_index, made):

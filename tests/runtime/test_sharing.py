@@ -162,9 +162,9 @@ def test_compaction_gives_room_back_and_changes_no_result(made_index, made):
     assert made_index.check().sound
     made_index.close()
     names = {path.name.split("-")[0].split(".")[0] for path in made_index.folder.iterdir()}
-    assert names == {"index", "tokens", "derived", "dense", "postings", "writer"}
+    assert names == {"index", "tokens", "derived", "dense", "postings", "columns", "writer"}
     # The lock and its holder's pid are among them.
-    assert len(list(made_index.folder.iterdir())) == (8 if made_index.dense_mode == "hnsw" else 7)
+    assert len(list(made_index.folder.iterdir())) == (9 if made_index.dense_mode == "hnsw" else 8)
     with Index.open(made_index.folder) as again:
         assert [(hit.id, hit.scores) for hit in search(again, made)] == expected
         upsert(again, made, {"after": 1})
