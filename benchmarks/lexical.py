@@ -2,10 +2,10 @@
 
     python benchmarks/lexical.py models/mini-int8 --choose DATA/arcd-ar DATA/piaf-fr --confirm DATA/xquad-de
 
-A preset's sparse weight was found for learned weights; here each kind is tried with multiples of it. The sets of --choose
-say which multiple is best, those of --confirm whether it holds on data that had no part in the choice. Every text is
-encoded once; each kind and weight only changes the search. All documents are scored by all parts, so that no choice of
-candidates comes between. Writes benchmarks/results/lexical.json and prints nDCG@10 as Markdown.
+A preset's sparse weight was found for learned weights; here each kind is tried with multiples of it. The sets of
+--choose say which multiple is best, those of --confirm whether it holds on data that had no part in the choice. Every
+text is encoded once; each kind and weight only changes the search. All documents are scored by all parts, so that no
+choice of candidates comes between. Writes benchmarks/results/lexical.json and prints nDCG@10 as Markdown.
 """
 
 from __future__ import annotations

@@ -196,3 +196,12 @@ def test_damaged_metadata_is_named_and_never_answered_from(filled, encoder):
         connection.execute("""UPDATE documents SET metadata = '{"kind": "drink"}' WHERE id = 'mail'""")
     with Index.open(filled.folder, encoder) as again, pytest.raises(FormatError, match="document 'mail'"):
         again.search(QUERY, filter={"kind": "drink"})
+
+
+def test_general_weighs_bm25_twice_and_numbers_are_taken_as_they_are(filled):
+    def found(**arguments):
+        return [(hit.id, hit.score) for hit in filled.search(QUERY, lexical="bm25", **arguments)]
+
+    assert found() == found(weights="general") == found(weights=(1, 0.6, 1))
+    assert found(weights=(1, 0.3, 1)) != found()
+    assert found(weights="long") == found(weights=(0.15, 0.5, 0.35))
