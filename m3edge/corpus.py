@@ -64,7 +64,7 @@ class Corpus:
         self._counts = counts
         self._n_threads = n_threads
         general, long = (resolve_weights(name, presets) for name in ("general", "long"))
-        self._mixes = {  # "-idf" and "-bm25" with the same weights: what differs is the lexical score alone
+        self._mixes = {
             "tokens": (Weights(0, 0, 1), "m3"),
             "dense+sparse": (general._replace(tokens=0.0), "m3"),
             "all": (general, "m3"),

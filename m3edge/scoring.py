@@ -25,26 +25,15 @@ class Weights(NamedTuple):
     tokens: float
 
 
-# What the sparse weight of the preset "general", which was found for learned weights, is multiplied by for another
-# score: best on eleven data sets, and compared with 1 on four others (benchmarks/lexical.py).
-_GENERAL_TIMES = {"bm25": 2.0}
-
-
-def resolve_weights(
-    weights: str | Sequence[float], presets: Mapping[str, Sequence[float]] = PRESETS, lexical: str = "m3"
-) -> Weights:
+def resolve_weights(weights: str | Sequence[float], presets: Mapping[str, Sequence[float]] = PRESETS) -> Weights:
     """A preset's name, or three numbers (dense, sparse, tokens), as Weights.
 
-    lexical: how the sparse part scores; with "bm25" the preset "general" gives it twice the weight. Other presets and
-        numbers are taken as they are.
     Raises ValueError for an unknown name, another count of numbers, a negative or non-finite one, or three zeros.
     """
     if isinstance(weights, str):
         if weights not in presets:
             raise ValueError(f"weights must be three numbers or one of {sorted(presets)}, got {weights!r}")
-        times = _GENERAL_TIMES.get(lexical, 1.0) if weights == "general" else 1.0
-        dense, sparse, tokens = presets[weights]
-        weights = (dense, times * sparse, tokens)
+        weights = presets[weights]
     values = [float(value) for value in weights]
     if len(values) != 3:
         raise ValueError(f"weights must be three numbers (dense, sparse, tokens), got {len(values)}")

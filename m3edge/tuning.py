@@ -119,7 +119,7 @@ def tune(
     assert index.encoder is not None
     presets = index.encoder.info.presets
     queries = index.encoder.encode_queries(list(dataset.queries.values()), progress=progress)
-    choices = [Choice(weights, kind) for kind in lexical for weights in _grid(presets, kind)]
+    choices = [Choice(weights, kind) for kind in lexical for weights in _grid(presets)]
     baseline = Choice(resolve_weights("general", presets), "m3")
     if baseline not in choices:  # "m3" does not compete, and is still what the others are compared with
         choices.append(baseline)
@@ -145,9 +145,9 @@ def tune(
     )
 
 
-def _grid(presets: Mapping[str, Sequence[float]] = PRESETS, lexical: str = "m3") -> Iterator[Weights]:
-    """The presets as they are with this lexical score, then all weights in tenths that sum to 1."""
-    yield from dict.fromkeys(resolve_weights(name, presets, lexical) for name in presets)
+def _grid(presets: Mapping[str, Sequence[float]] = PRESETS) -> Iterator[Weights]:
+    """The presets, then all weights in tenths that sum to 1."""
+    yield from dict.fromkeys(resolve_weights(name, presets) for name in presets)
     for dense in range(_STEPS, -1, -1):
         for sparse in range(_STEPS - dense + 1):
             tokens = _STEPS - dense - sparse

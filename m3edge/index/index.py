@@ -287,7 +287,7 @@ class Index:
 
         query:      a text, or the embeddings of one text (n = 1) made with `encode_queries`
         weights:    of the dense, sparse and token scores: a preset's name ("general", "long", "flagembedding") or three
-            numbers; a part with weight 0 is not computed. "general" weighs a sparse score of "bm25" twice
+            numbers; a part with weight 0 is not computed
         filter:     what a document's metadata must fulfil, such as {"lang": "de", "year": {"$gte": 2020}}; `filters.py`
             says all that can be written
         candidates: documents the dense and the sparse part each put forward to be scored by all parts

@@ -74,7 +74,7 @@ class Searcher:
         presets = self._encoder.info.presets if self._encoder is not None else PRESETS
         if lexical not in LEXICAL:
             raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
-        resolved = resolve_weights(weights, presets, lexical)
+        resolved = resolve_weights(weights, presets)
         if resolved.tokens > 0 and self._token_codec == "none" and self._encoder is None:
             raise ValueError(
                 "this index keeps no token vectors (token_codec='none'): open it with its encoder, which makes them "

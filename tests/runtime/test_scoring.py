@@ -86,13 +86,6 @@ def test_presets_are_the_papers():
     assert resolve_weights("flagembedding") == (0.4, 0.2, 0.4)
 
 
-def test_general_doubles_the_weight_of_bm25_and_numbers_are_taken_literally():
-    assert resolve_weights("general", lexical="bm25") == (1, 0.6, 1)
-    assert resolve_weights("general", lexical="m3-idf") == (1, 0.3, 1)
-    assert resolve_weights("long", lexical="bm25") == (0.15, 0.5, 0.35)
-    assert resolve_weights((1, 0.3, 1), lexical="bm25") == (1, 0.3, 1)
-
-
 @pytest.mark.parametrize("weights", ["fast", (1, 2), (1, 2, 3, 4), (0, 0, 0), (1, -1, 0), (1, float("nan"), 0)])
 def test_weights_that_make_no_sense_are_refused(weights):
     with pytest.raises(ValueError, match="weights must be"):

@@ -198,10 +198,10 @@ def test_damaged_metadata_is_named_and_never_answered_from(filled, encoder):
         again.search(QUERY, filter={"kind": "drink"})
 
 
-def test_general_weighs_bm25_twice_and_numbers_are_taken_as_they_are(filled):
+@pytest.mark.parametrize("lexical", ["m3", "m3-idf", "bm25"])
+def test_a_preset_means_the_same_weights_with_every_lexical_score(filled, lexical):
     def found(**arguments):
-        return [(hit.id, hit.score) for hit in filled.search(QUERY, lexical="bm25", **arguments)]
+        return [(hit.id, hit.score) for hit in filled.search(QUERY, lexical=lexical, **arguments)]
 
-    assert found() == found(weights="general") == found(weights=(1, 0.6, 1))
-    assert found(weights=(1, 0.3, 1)) != found()
-    assert found(weights="long") == found(weights=(0.15, 0.5, 0.35))
+    assert found() == found(weights="general") == found(weights=(1, 0.3, 1))
+    assert found(weights="long") == found(weights=(0.15, 0.5, 0.35)) != found()
