@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint32_t window_size = posting_window;
 constexpr size_t short_list = 32;        // up to here a list's largest part is found by looking, not kept
-constexpr size_t windowed_list = 256;    // longer lists are known window by window, for some 8 bytes a window
+constexpr size_t windowed_list = 4096;   // longer lists are known window by window, for some 8 bytes a window
 constexpr size_t look_up_cost = 16;      // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;    // no part is larger
 
