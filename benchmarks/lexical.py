@@ -1,9 +1,11 @@
 """What each kind of lexical score is worth, alone and with how much weight beside the others.
 
-    python benchmarks/lexical.py models/mini-int8 DATA/arcd-ar DATA/xquad-zh DATA/piaf-fr --queries 150
+    python benchmarks/lexical.py models/mini-int8 --choose DATA/arcd-ar DATA/piaf-fr --confirm DATA/xquad-de
 
-Every text is encoded once; each kind and weight only changes the search. All documents are scored by all parts, so that
-no choice of candidates comes between. Writes benchmarks/results/lexical.json and prints nDCG@10 as Markdown.
+A preset's sparse weight was found for learned weights; here each kind is tried with multiples of it. The sets of
+--choose say which multiple is best, those of --confirm whether it holds on data that had no part in the choice. Every
+text is encoded once; each kind and weight only changes the search. All documents are scored by all parts, so that no
+choice of candidates comes between. Writes benchmarks/results/lexical.json and prints nDCG@10 as Markdown.
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ from typing import Any
 
 import ir_measures
 import numpy as np
-from machine import describe_machine
+from machine import RESULTS, describe_machine
 
 from m3edge import Encoder
 from m3edge.evaluation import BeirDataset, read_beir
 from m3edge.files import write_atomically
 from m3edge.index.sparse import LEXICAL, PostingIndex
+from m3edge.model_folder import PRESETS
 from m3edge.scoring import maxsim
 
-RESULTS = Path(__file__).parent / "results"
-WEIGHTS = (0.15, 0.3, 0.45, 0.6, 0.9, 1.2)
+FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # times the preset's sparse weight
 NDCG = ir_measures.parse_measure("nDCG@10")
 DEPTH = 20
 
@@ -33,12 +35,19 @@ DEPTH = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("data", type=Path, nargs="+", help="BEIR folders")
+    parser.add_argument("--choose", type=Path, nargs="+", required=True, help="BEIR folders")
+    parser.add_argument("--confirm", type=Path, nargs="+", default=[], help="other BEIR folders")
     parser.add_argument("--queries", type=int, help="only the first so many judged queries of each set")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lexical.json")
     options = parser.parse_args()
 
     encoder = Encoder.load(options.model)
-    rows = [row for folder in options.data for row in measure(encoder, read_beir(folder, n_queries=options.queries))]
+    rows = [
+        {"part": part, **row}
+        for part, folders in (("choose", options.choose), ("confirm", options.confirm))
+        for folder in folders
+        for row in measure(encoder, read_beir(folder, n_queries=options.queries))
+    ]
     report = {
         "model": encoder.info.name,
         "fingerprint": encoder.info.fingerprint,
@@ -47,13 +56,12 @@ def main() -> None:
         "machine": describe_machine(),
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    write_atomically(RESULTS / "lexical.json", json.dumps(report, indent=1).encode() + b"\n")
+    write_atomically(options.out, json.dumps(report, indent=1).encode() + b"\n")
     print(table(rows))
 
 
 def measure(encoder: Encoder, dataset: BeirDataset) -> Iterator[dict[str, Any]]:
-    """One row for each kind of lexical score: alone, beside the dense part, and beside the dense and the token part."""
+    """One row for each kind of lexical score: alone, and with multiples of each preset's sparse weight."""
     passages = encoder.encode_passages(list(dataset.corpus.values()))
     queries = encoder.encode_queries(list(dataset.queries.values()))
     assert queries.dense is not None
@@ -72,8 +80,10 @@ def measure(encoder: Encoder, dataset: BeirDataset) -> Iterator[dict[str, Any]]:
             "lexical": kind,
             "best_score_median": round(float(np.median(lexical.max(axis=1))), 3),
             "alone": ndcg(dataset, lexical),
-            "dense+": {str(weight): ndcg(dataset, dense + weight * lexical) for weight in WEIGHTS},
-            "all": {str(weight): ndcg(dataset, dense + weight * lexical + tokens) for weight in WEIGHTS},
+            "presets": {
+                name: {f"{x:g}": ndcg(dataset, w[0] * dense + x * w[1] * lexical + w[2] * tokens) for x in FACTORS}
+                for name, w in PRESETS.items()
+            },
         }
 
 
@@ -87,15 +97,22 @@ def ndcg(dataset: BeirDataset, scores: np.ndarray) -> float:
     return round(float(ir_measures.calc_aggregate([NDCG], dataset.qrels, run)[NDCG]), 5)
 
 
+def mean(rows: list[dict[str, Any]], part: str, kind: str, preset: str | None = None, factor: float = 1.0) -> float:
+    """nDCG@10 over a part's data sets; without a preset: of the lexical score alone."""
+    own = [row for row in rows if row["part"] == part and row["lexical"] == kind]
+    return float(np.mean([row["presets"][preset][f"{factor:g}"] if preset else row["alone"] for row in own]))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over the data sets; the columns with numbers: dense, lexical with this weight, tokens."""
-    lines = ["| lexical | best score | alone | " + " | ".join(map(str, WEIGHTS)) + " |"]
-    lines.append("|---|" + "--:|" * (2 + len(WEIGHTS)))
-    for kind in LEXICAL:
-        own = [row for row in rows if row["lexical"] == kind]
-        values = [np.mean([row["best_score_median"] for row in own]), np.mean([row["alone"] for row in own])]
-        values += [np.mean([row["all"][str(weight)] for row in own]) for weight in WEIGHTS]
-        lines.append(f"| {kind} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    """Means over the data sets; the columns with numbers: times a preset's sparse weight."""
+    lines = ["| | preset | lexical | alone | " + " | ".join(f"× {x:g}" for x in FACTORS) + " |"]
+    lines.append("|---|---|---|--:|" + "--:|" * len(FACTORS))
+    for part in dict.fromkeys(row["part"] for row in rows):
+        for preset in PRESETS:
+            for kind in LEXICAL:
+                values = [mean(rows, part, kind), *(mean(rows, part, kind, preset, x) for x in FACTORS)]
+                cells = " | ".join(f"{value:.4f}" for value in values)
+                lines.append(f"| {part} | `{preset}` | `{kind}` | {cells} |")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import ablation_report
 import expectations as expectations_script
+import lexical as lexical_script
 import numpy as np
 import quality as quality_script
 import tables
@@ -210,15 +211,44 @@ def codec_quality() -> str:
 
 
 def lexical() -> str:
+    """Alone, and in the preset `general` with its sparse weight multiplied; for the sets that chose, and the others."""
     rows = result("lexical")["rows"]
+    factors = (1.0, 2.0, 3.0)
     lines = []
     for kind in ("m3", "m3-idf", "bm25"):
-        own = [row for row in rows if row["lexical"] == kind]
-        values = [[row["alone"] for row in own], *([row["all"][w] for row in own] for w in ("0.3", "0.6", "0.9"))]
-        name = "`m3`, the default" if kind == "m3" else f"`{kind}`"
-        lines.append([name, *(f"{np.mean(column):.3f}" for column in values)])
-    header = ["`lexical`, nDCG@10 (1)", "alone", "dense + 0.3 · lexical + tokens", "weight 0.6", "weight 0.9"]
-    return table(header, lines)
+        cells = []
+        for part in ("choose", "confirm"):
+            values = [lexical_script.mean(rows, part, kind)]
+            values += [lexical_script.mean(rows, part, kind, "general", factor) for factor in factors]
+            cells += [f"{value:.3f}" for value in values]
+        lines.append([f"`{kind}`", *cells])
+    columns = ["alone", *(f"{0.3 * factor:.1f}" for factor in factors)]
+    counts = [len(_lexical_sets(part)) for part in ("choose", "confirm")]
+    return table(
+        [
+            "`lexical`",
+            f"{counts[0]} sets: {columns[0]}",
+            *columns[1:],
+            f"{counts[1]} others: {columns[0]}",
+            *columns[1:],
+        ],
+        lines,
+    )
+
+
+def lexical_sets() -> str:
+    return f"looked at first: {', '.join(_lexical_sets('choose'))}; the others: {', '.join(_lexical_sets('confirm'))}"
+
+
+def lexical_gain() -> str:
+    """Points of nDCG@10 that twice the weight gives bm25 on the sets that had no part in the choice."""
+    rows = [row for row in result("lexical")["rows"] if row["part"] == "confirm" and row["lexical"] == "bm25"]
+    gains = [100 * (row["presets"]["general"]["2"] - row["presets"]["general"]["1"]) for row in rows]
+    return f"{np.mean(gains):+.2f} points"
+
+
+def _lexical_sets(part: str) -> list[str]:
+    return list(dict.fromkeys(row["dataset"] for row in result("lexical")["rows"] if row["part"] == part))
 
 
 def expectations() -> str:
@@ -290,21 +320,29 @@ def postings_setup() -> str:
 
 
 def postings() -> str:
-    rows = {row["name"]: row for row in result("postings-500000-m3")["rows"]}
-    shown = {
-        "m3edge, `m3`": "m3edge",
-        "m3edge, `bm25`": "m3edge bm25",
-        "bm25s, its arrays with our weights": "bm25s",
-        "tantivy, BM25": "tantivy",
-        "numpy, added up by hand": "numpy accumulation",
-    }
+    """All on the same postings; our `bm25` is from postings.py, the others from one run of peers/run.py."""
     lines = []
-    for title, name in shown.items():
-        size = rows[name].get("bytes_a_posting")
-        lines.append(
-            [title, f"{rows[name]['median_ms']:.2f}", f"{rows[name]['p99_ms']:.1f}", f"{size:.1f}" if size else ""]
-        )
-    return table(["", "median ms", "p99 ms", "bytes a posting"], lines)
+    (bm25,) = (row for row in result("postings-500000-m3")["rows"] if row["name"] == "m3edge bm25")
+    for row in result("peers-postings-500000")["rows"]:
+        if "does_not_run" in row:
+            continue
+        found = f"{100 * row['recall']:.1f}" if "recall" in row else ""
+        size = f"{row['bytes_a_posting']:.1f}" if "bytes_a_posting" in row else ""
+        lines.append([row["name"], f"{row['query_ms']:.2f}", f"{row['p99_ms']:.1f}", found, size])
+        if row["name"] == "m3edge":
+            lines.append(["m3edge, `bm25`", f"{bm25['median_ms']:.2f}", f"{bm25['p99_ms']:.1f}", "", ""])
+    return table(["", "median ms", "p99 ms", "of the 100 best", "bytes a posting"], lines)
+
+
+def postings_larger() -> str:
+    small, large = result("postings-500000-m3"), result("postings-5000000-m3")
+    own, ten_times = ({row["name"]: row for row in report["rows"]} for report in (small, large))
+    ours, plain = ten_times["m3edge"], ten_times["numpy accumulation"]
+    return (
+        f"{large['documents']:,} documents: {ours['median_ms']:.1f} ms (p99 {ours['p99_ms']:.1f}), "
+        f"{ours['median_ms'] / own['m3edge']['median_ms']:.1f} times as long as {small['documents']:,}, "
+        f"{ours['bytes_a_posting']:.1f} bytes a posting; numpy {plain['median_ms']:.0f} ms"
+    )
 
 
 def codecs() -> str:
@@ -530,6 +568,8 @@ MADE: dict[str, Callable[[], str]] = {
     "quality-means": quality_means,
     "codec-quality": codec_quality,
     "lexical": lexical,
+    "lexical-sets": lexical_sets,
+    "lexical-gain": lexical_gain,
     "paper-tables": paper_tables,
     "paper-tables-engine": paper_tables_engine,
     "long-documents": long_documents,
@@ -540,6 +580,7 @@ MADE: dict[str, Callable[[], str]] = {
     "lora": lora,
     "postings": postings,
     "postings-setup": postings_setup,
+    "postings-larger": postings_larger,
     "codecs": codecs,
     "numpy-maxsim": numpy_maxsim,
     "precisions": precisions,

@@ -1,4 +1,5 @@
-// MaxScore (Turtle and Flood 1995) over windows of documents whose sums fit the first-level cache.
+// MaxScore (Turtle and Flood 1995) over windows of documents whose sums fit the first-level cache, with bounds for each
+// window (as Ding and Suel 2011 have them for blocks of a list).
 #include "postings.h"
 
 #include <algorithm>
@@ -13,8 +14,9 @@
 namespace m3edge {
 namespace {
 
-constexpr uint32_t window_size = 4096;   // 32 KiB of sums; fastest of 2,048 to 8,192 in benchmarks/postings.py
+constexpr uint32_t window_size = posting_window;
 constexpr size_t short_list = 32;        // up to here a list's largest part is found by looking, not kept
+constexpr size_t windowed_list = 4096;   // longer lists are known window by window, for some 8 bytes a window
 constexpr size_t look_up_cost = 16;      // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;    // no part is larger
 
@@ -24,7 +26,7 @@ struct StoredWeights {
     const PostingBlock& block;
 
     uint32_t part(size_t posting, uint32_t) const { return block.weights[posting]; }
-    uint32_t largest(size_t token) const { return block.top(token).weight; }
+    uint32_t largest(PostingBlock::Top top) const { return top.weight; }
 };
 
 struct Bm25Parts {
@@ -33,9 +35,8 @@ struct Bm25Parts {
     float smallest;
 
     uint32_t part(size_t posting, uint32_t document) const { return saturated(block.count(posting), norms[document]); }
-    uint32_t largest(size_t token) const {
-        const uint8_t count = block.top(token).count;
-        return count == 255 ? full_part : saturated(count, smallest);
+    uint32_t largest(PostingBlock::Top top) const {
+        return top.count == 255 ? full_part : saturated(top.count, smallest);
     }
 
   private:
@@ -54,12 +55,16 @@ void with_parts(const PostingBlock& block, size_t index, int64_t first, const Le
         use(StoredWeights{block});
 }
 
-// One query token's postings within a block, and how far they have been used.
+// One query token's postings within a block, and those of them in the window that is searched.
 struct List {
-    size_t cursor, end;
+    size_t begin, end;
     int64_t factor;
-    int64_t bound;  // no document gets more from this list
-    bool essential;
+    int64_t most;                    // no document of the block gets more from this list
+    const uint32_t* window_starts;   // null for a short list
+    const PostingBlock::Top* window_tops;
+    size_t first, last;              // in the window
+    int64_t bound;                   // no document of the window gets more
+    double cost;                     // postings read for what leaving them out would add to the bound
 };
 
 // The first posting at or after `cursor` whose document is at or after `document`: steps that double, then halving.
@@ -86,8 +91,17 @@ std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query,
     for (size_t i = 0; i < query.size; ++i) {
         size_t token;
         if (!find_token(block, query.tokens[i], token)) continue;
-        const int64_t factor = query.factors[i], bound = factor * int64_t(parts.largest(token));
-        if (bound > 0) lists.push_back({block.starts[token], block.starts[token + 1], factor, bound, true});
+        const int64_t factor = query.factors[i], most = factor * int64_t(parts.largest(block.top(token)));
+        if (most == 0) continue;
+        List list{block.starts[token], block.starts[token + 1], factor, most, nullptr, nullptr, 0, 0, 0, 0};
+        list.last = list.begin;
+        if (list.end - list.begin > windowed_list) {
+            const auto& known = block.windowed_tokens;
+            const size_t at = size_t(std::lower_bound(known.begin(), known.end(), uint32_t(token)) - known.begin());
+            list.window_starts = block.window_starts.data() + at * (block.n_windows() + 1);
+            list.window_tops = block.window_tops.data() + at * block.n_windows();
+        }
+        lists.push_back(list);
     }
     return lists;
 }
@@ -162,48 +176,65 @@ class BlockSearch {
                 const bool* allowed, Best& best)
         : block_(block), parts_(parts), lists_(lists_of(block, query, parts)), first_(first), allowed_(allowed),
           best_(best) {
-        // Most postings skipped for the least bound first
-        std::sort(lists_.begin(), lists_.end(), [](const List& a, const List& b) {
-            return double(a.end - a.cursor) / double(a.bound) > double(b.end - b.cursor) / double(b.bound);
-        });
-        for (const List& list : lists_) total_bound_ += list.bound;
+        for (const List& list : lists_) total_bound_ += list.most;
     }
 
     void run() {
-        for (uint32_t start = 0; start < block_.n_documents; start += window_size) {
+        for (size_t window = 0; window < block_.n_windows(); ++window) {
             if (total_bound_ <= best_.floor()) return;
-            choose_essential();
-            search_window(start, uint32_t(std::min<size_t>(start + window_size, block_.n_documents)));
+            const uint32_t start = uint32_t(window) * window_size;
+            const uint32_t stop = uint32_t(std::min<size_t>(start + window_size, block_.n_documents));
+            if (enter(window, start, stop)) search_window(start, stop);
         }
     }
 
   private:
-    // Lists whose bounds together cannot lift a document above the floor need not be read from end to end.
+    // Finds the lists' postings of a window and their bounds; false when none of its documents can be among the best.
+    bool enter(size_t window, uint32_t start, uint32_t stop) {
+        active_.clear();
+        int64_t total = 0;
+        for (List& list : lists_) {
+            if (list.window_starts) {
+                list.first = list.window_starts[window];
+                list.last = list.window_starts[window + 1];
+                list.bound = list.factor * int64_t(parts_.largest(list.window_tops[window]));
+            } else {
+                list.first = advance(block_.documents, list.last, list.end, start);
+                list.last = advance(block_.documents, list.first, list.end, stop);
+                list.bound = list.most;
+            }
+            if (list.first == list.last || list.bound == 0) continue;
+            total += list.bound;
+            active_.push_back(&list);
+        }
+        if (total <= best_.floor()) return false;
+        choose_essential();
+        return true;
+    }
+
+    // Lists whose bounds together cannot lift a document above the floor need not be read from end to end: those that
+    // save most postings for the least bound.
     void choose_essential() {
-        if (best_.floor() == chosen_floor_) return;
-        chosen_floor_ = best_.floor();
+        for (List* list : active_) list->cost = double(list->last - list->first) / double(list->bound);
+        std::sort(active_.begin(), active_.end(), [](const List* a, const List* b) { return a->cost > b->cost; });
+        essential_.clear();
         others_.clear();
         others_bound_ = 0;
-        for (List& list : lists_) {
-            list.essential = others_bound_ + list.bound > chosen_floor_;
-            if (!list.essential) {
-                others_bound_ += list.bound;
-                others_.push_back(&list);
-            }
+        for (List* list : active_) {
+            const bool is_other = others_bound_ + list->bound <= best_.floor();
+            (is_other ? others_ : essential_).push_back(list);
+            if (is_other) others_bound_ += list->bound;
         }
         std::sort(others_.begin(), others_.end(), [](const List* a, const List* b) { return a->bound > b->bound; });
     }
 
     void search_window(uint32_t start, uint32_t stop) {
-        bool touched = false;
-        for (List& list : lists_)
-            if (list.essential) touched |= add_all(list, start, stop);
-        if (!touched) return;
+        for (const List* list : essential_) add_all(*list, start);
         collect(start, stop);
         int64_t rest = others_bound_;
-        for (List* list : others_) {
+        for (const List* list : others_) {
             if (n_candidates_ == 0) break;
-            complete(*list, start, stop);
+            complete(*list, start);
             rest -= list->bound;
             keep_above(best_.floor() - rest);
         }
@@ -212,26 +243,24 @@ class BlockSearch {
         std::memset(sums_, 0, sizeof sums_);
     }
 
-    bool add_all(List& list, uint32_t start, uint32_t stop) {
+    void add_all(const List& list, uint32_t start) {
         const uint16_t* documents = block_.documents;
         const Parts parts = parts_;  // a copy the compiler can keep in registers
         int64_t* sums = sums_;
-        size_t i = advance(documents, list.cursor, list.end, start);
-        const size_t begin = i, end = list.end;
         const int64_t factor = list.factor;
+        const size_t end = list.last;
         const auto add = [&](size_t posting) {
             const uint32_t document = documents[posting];
             sums[document - start] += factor * int64_t(parts.part(posting, document));
         };
-        for (; i + 4 <= end && documents[i + 3] < stop; i += 4) {
+        size_t i = list.first;
+        for (; i + 4 <= end; i += 4) {
             add(i);
             add(i + 1);
             add(i + 2);
             add(i + 3);
         }
-        for (; i < end && documents[i] < stop; ++i) add(i);
-        list.cursor = i;
-        return i > begin;
+        for (; i < end; ++i) add(i);
     }
 
     // The allowed documents of the window that the lists not yet read could lift above the floor
@@ -255,18 +284,18 @@ class BlockSearch {
     }
 
     // Add a list to the candidates' sums: one by one, or, when they are many, to all documents of the window.
-    void complete(List& list, uint32_t start, uint32_t stop) {
-        const size_t expected = (list.end - list.cursor) * (stop - start) / (block_.n_documents - start);
-        if (n_candidates_ * look_up_cost > expected) {
-            add_all(list, start, stop);
+    void complete(const List& list, uint32_t start) {
+        if (n_candidates_ * look_up_cost > list.last - list.first) {
+            add_all(list, start);
             return;
         }
+        size_t cursor = list.first;
         for (size_t i = 0; i < n_candidates_; ++i) {
             const uint32_t document = start + candidates_[i];
-            list.cursor = advance(block_.documents, list.cursor, list.end, document);
-            if (list.cursor == list.end) return;
-            if (block_.documents[list.cursor] == document)
-                sums_[candidates_[i]] += list.factor * int64_t(parts_.part(list.cursor, document));
+            cursor = advance(block_.documents, cursor, list.last, document);
+            if (cursor == list.last) return;
+            if (block_.documents[cursor] == document)
+                sums_[candidates_[i]] += list.factor * int64_t(parts_.part(cursor, document));
         }
     }
 
@@ -277,8 +306,10 @@ class BlockSearch {
     const bool* allowed_;
     Best& best_;
     const Collect collect_ = collect_function();
-    std::vector<List*> others_;  // not essential, by falling bound
-    int64_t others_bound_ = 0, total_bound_ = 0, chosen_floor_ = 0;
+    std::vector<List*> active_;     // those with postings in the window, and of them:
+    std::vector<List*> essential_;
+    std::vector<List*> others_;     // by falling bound
+    int64_t others_bound_ = 0, total_bound_ = 0;
     size_t n_candidates_ = 0;
     uint16_t candidates_[window_size + collect_step];  // counted from the window's first document
     alignas(64) int64_t sums_[window_size] = {};
@@ -310,14 +341,27 @@ void PostingBlock::prepare() {
         }
         if (starts[i + 1] - starts[i] > short_list) {
             long_tokens.push_back(uint32_t(i));
-            long_tops.push_back(find_top(i));
+            long_tops.push_back(find_top(starts[i], starts[i + 1]));
         }
+        if (starts[i + 1] - starts[i] > windowed_list) divide(i);
     }
 }
 
-PostingBlock::Top PostingBlock::find_top(size_t token) const {
+void PostingBlock::divide(size_t token) {
+    windowed_tokens.push_back(uint32_t(token));
+    size_t at = starts[token];
+    for (size_t window = 0; window < n_windows(); ++window) {
+        const size_t first = at;
+        at = advance(documents, at, starts[token + 1], uint32_t(window + 1) * window_size);
+        window_starts.push_back(uint32_t(first));
+        window_tops.push_back(find_top(first, at));
+    }
+    window_starts.push_back(starts[token + 1]);
+}
+
+PostingBlock::Top PostingBlock::find_top(size_t begin, size_t end) const {
     Top top{0, 0};
-    for (size_t i = starts[token]; i < starts[token + 1]; ++i) {
+    for (size_t i = begin; i < end; ++i) {
         top.weight = std::max(top.weight, weights[i]);
         top.count = std::max(top.count, uint8_t(std::clamp(count(i), 0, 255)));
     }
@@ -325,7 +369,7 @@ PostingBlock::Top PostingBlock::find_top(size_t token) const {
 }
 
 PostingBlock::Top PostingBlock::top(size_t token) const {
-    if (starts[token + 1] - starts[token] <= short_list) return find_top(token);
+    if (starts[token + 1] - starts[token] <= short_list) return find_top(starts[token], starts[token + 1]);
     const auto found = std::lower_bound(long_tokens.begin(), long_tokens.end(), uint32_t(token));
     return long_tops[size_t(found - long_tokens.begin())];
 }
@@ -357,14 +401,16 @@ void score_postings(const PostingBlocks& blocks, const PostingQuery& query, cons
         while (next < n && positions[next] < after) ++next;
         if (next == begin) continue;
         with_parts(block, i, first, norms, [&](const auto& parts) {
-            for (List& list : lists_of(block, query, parts))
+            for (const List& list : lists_of(block, query, parts)) {
+                size_t cursor = list.begin;
                 for (size_t j = begin; j < next; ++j) {
                     const uint32_t document = uint32_t(positions[j] - first);
-                    list.cursor = advance(block.documents, list.cursor, list.end, document);
-                    if (list.cursor == list.end) break;
-                    if (block.documents[list.cursor] == document)
-                        scores[j] += list.factor * int64_t(parts.part(list.cursor, document));
+                    cursor = advance(block.documents, cursor, list.end, document);
+                    if (cursor == list.end) break;
+                    if (block.documents[cursor] == document)
+                        scores[j] += list.factor * int64_t(parts.part(cursor, document));
                 }
+            }
         });
     }
 }

@@ -10,6 +10,9 @@
 
 namespace m3edge {
 
+// Documents searched together: 32 KiB of sums, which fit the first-level cache.
+constexpr uint32_t posting_window = 4096;
+
 // The postings of up to 65,536 documents that stand one after another. Token i owns the postings starts[i] to
 // starts[i + 1]; a posting's document is counted from the block's first, ascending within a token.
 struct PostingBlock {
@@ -32,14 +35,21 @@ struct PostingBlock {
     std::vector<uint32_t> long_tokens;  // indices of the tokens whose tops are kept, ascending
     std::vector<Top> long_tops;
 
+    // The same of each window of documents, and where a token's postings begin in it, for the longest lists.
+    std::vector<uint32_t> windowed_tokens;  // their tokens' indices, ascending
+    std::vector<uint32_t> window_starts;    // [windowed_tokens][n_windows() + 1]
+    std::vector<Top> window_tops;           // [windowed_tokens][n_windows()]
+
+    size_t n_windows() const { return (n_documents + posting_window - 1) / posting_window; }
     Top top(size_t token) const;
     int32_t count(size_t posting) const;
 
-    // Fill in long_tokens and long_tops. Throws std::invalid_argument when the arrays are not as described above.
+    // Fill in the vectors. Throws std::invalid_argument when the arrays are not as described above.
     void prepare();
 
   private:
-    Top find_top(size_t token) const;
+    Top find_top(size_t begin, size_t end) const;
+    void divide(size_t token);
 };
 
 // One block after another; each begins where the one before it ends.

@@ -1,6 +1,7 @@
 """m3edge beside its peers: each in an environment of its own, on the same texts and, where they take them, weights.
 
     python benchmarks/peers/run.py build/test-models ../shared/data/beir/piaf-fr
+    python benchmarks/peers/run.py build/test-models ../shared/data/beir/piaf-fr --tasks postings --rounds 1
 
 Makes an environment for every peer in build/peers (minutes, and gigabytes where PyTorch is one of its needs), then lets
 all contestants of a task run in turn, three rounds. Writes benchmarks/results/peers-TASK.json, from which the tables in
@@ -22,7 +23,9 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # machine.py
 
+from flat_postings import FlatPostings, K  # noqa: E402
 from machine import RESULTS, ROOT, describe_machine  # noqa: E402
+from postings import prepare as make_postings  # noqa: E402
 
 from m3edge import Encoder  # noqa: E402
 from m3edge.embeddings import TokenRows, offsets_of  # noqa: E402
@@ -44,6 +47,11 @@ ENVIRONMENTS = {
     "pylate": [TORCH, "pylate"],
     "qdrant-client": ["qdrant-client", "numpy"],
     "lancedb": ["lancedb", "pyarrow", "numpy"],
+    "pisa": ["pyterrier-pisa", "numpy"],
+    "seismic": ["pyseismic-lsr", "numpy"],
+    "bm25s": ["bm25s", "numpy"],
+    "tantivy": ["tantivy", "numpy"],
+    "scipy": ["scipy", "numpy"],
 }
 
 
@@ -82,6 +90,22 @@ TASKS = {
         False,
     ),
     "search": Task({"m3edge": None, "qdrant-client, local": "qdrant-client", "LanceDB": "lancedb"}, "query_ms", False),
+    "postings": Task(
+        {
+            "m3edge": None,
+            "PISA, MaxScore": "pisa",
+            "PISA, block-max MaxScore": "pisa",
+            "PISA, block-max WAND": "pisa",
+            "Seismic, its defaults": "seismic",
+            "Seismic, careful": "seismic",
+            "bm25s": "bm25s",
+            "tantivy, BM25": "tantivy",
+            "scipy": "scipy",
+            "numpy": None,
+        },
+        "query_ms",
+        False,
+    ),
 }
 
 
@@ -94,13 +118,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--passages", type=int, default=48, help="of the encoders' bulk")
     parser.add_argument("--vectors", type=int, default=10_000, help="of the dense graphs")
+    parser.add_argument("--documents", type=int, default=500_000, help="of the postings")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prepare", action="store_true", help="make environments and input, measure nothing")
     parser.add_argument("--peers", nargs="*", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for peers-TASK.json; %(default)s")
     options = parser.parse_args()
 
-    data = prepare_input(options)
+    folders = {
+        name: prepare_postings(options) if name == "postings" else prepare_input(options) for name in options.tasks
+    }
     wanted = {name for task in options.tasks for name in TASKS[task].contestants.values() if name}
     missing = dict.fromkeys(wanted - set(options.peers), "left out by --peers")
     missing |= {name: why for name in sorted(wanted & set(options.peers)) if (why := make_environment(name))}
@@ -108,15 +135,17 @@ def main() -> None:
         print(json.dumps(missing))
         return
     for name in options.tasks:
+        data = folders[name]
         rows = run_task(name, TASKS[name], data, missing, options)
         report = {
             "machine": describe_machine(),
-            "threads": 1 if name == "dense" else options.threads,
+            "threads": 1 if name in ("dense", "postings") else options.threads,
             "rounds": options.rounds,
             "data": json.loads((data / "about.json").read_text())[name],
             "rows": rows,
         }
-        write_atomically(options.out / f"peers-{name}.json", json.dumps(report, indent=1).encode() + b"\n")
+        file = f"peers-{name}-{options.documents}.json" if name == "postings" else f"peers-{name}.json"
+        write_atomically(options.out / file, json.dumps(report, indent=1).encode() + b"\n")
         for row in rows:
             print(name, json.dumps(row))
 
@@ -256,6 +285,19 @@ def prepare_input(options: Any) -> Path:
         "search": f"{dataset.name}: {len(texts)} documents, {len(queries)} queries, vectors given; 10 best",
     }
     (data / "about.json").write_text(json.dumps(about))
+    return data
+
+
+def prepare_postings(options: Any) -> Path:
+    """The postings that benchmarks/postings.py searches, and room for what the contestants make of them."""
+    data = PLACE / "data" / f"postings-{options.documents}"
+    data.mkdir(parents=True, exist_ok=True)
+    postings = make_postings(options.documents, "m3")
+    link = data / "postings"
+    link.unlink(missing_ok=True)
+    link.symlink_to(postings)
+    texts = f"{options.documents:,} synthetic documents, {len(FlatPostings(postings).queries)} queries; {K} best"
+    (data / "about.json").write_text(json.dumps({"postings": texts}))
     return data
 
 

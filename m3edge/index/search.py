@@ -59,6 +59,14 @@ def needed_heads(weights: Weights) -> tuple[str, ...]:
     return tuple(heads) if heads != ["tokens"] else ("dense", "tokens")
 
 
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """The numbers, int64 [n], ascending, each once; for the few hundred of a search faster than np.unique."""
+    ordered = np.sort(numbers)
+    first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
+
+
 def search(
     state: SearchState,
     score_tokens: TokenScorer,
@@ -83,7 +91,7 @@ def search(
         assert query.sparse is not None
         lexical_query = state.postings.query(query.sparse, options.lexical)
         found.append(state.postings.top(lexical_query, n, allowed).positions)
-    positions = np.unique(np.concatenate(found))
+    positions = distinct(np.concatenate(found))
 
     dense = sparse = multi = None
     if weights.dense > 0:

@@ -19,7 +19,7 @@ from m3edge.errors import CancelledError, ModelMismatchError
 from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.filters import Condition, parse_filter
-from m3edge.index.search import Ranking, SearchOptions, TokenScorer, needed_heads, search
+from m3edge.index.search import Ranking, SearchOptions, TokenScorer, distinct, needed_heads, search
 from m3edge.index.snapshot import Snapshot, require_documents
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.view import Current, View
@@ -72,9 +72,9 @@ class Searcher:
         _check_count("k", k)
         _check_count("candidates", candidates)
         presets = self._encoder.info.presets if self._encoder is not None else PRESETS
-        resolved = resolve_weights(weights, presets)
         if lexical not in LEXICAL:
             raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
+        resolved = resolve_weights(weights, presets)
         if resolved.tokens > 0 and self._token_codec == "none" and self._encoder is None:
             raise ValueError(
                 "this index keeps no token vectors (token_codec='none'): open it with its encoder, which makes them "
@@ -210,7 +210,7 @@ def _allowed(current: Current, condition: Condition | None) -> np.ndarray | None
 
 
 def _hits(snapshot: Snapshot, rankings: Sequence[Ranking]) -> list[list[Hit]]:
-    rows = np.unique(np.concatenate([ranking.rows for ranking in rankings])).tolist()
+    rows = distinct(np.concatenate([ranking.rows for ranking in rankings])).tolist()
     documents = snapshot.documents(rows)
     require_documents(documents, rows, snapshot.path)
     return [list(_hits_of(ranking, documents)) for ranking in rankings]

@@ -250,10 +250,10 @@ class Snapshot:
         return value
 
     def _document(self, row: int, id_: Any, text: Any, metadata: Any, crc32: int | None) -> Document:
-        problem = problem_of_document(row, id_, text, metadata, crc32)
-        if problem is not None:
-            raise damaged(self.path, f"document {id_!r}, row {row}: {problem}")
-        return Document(id_, _readable(text), json.loads(metadata))
+        try:
+            return _read_document(row, id_, text, metadata, crc32)
+        except ValueError as problem:
+            raise damaged(self.path, f"document {id_!r}, row {row}: {problem}") from problem
 
     def _name(self, row: int) -> str:
         found = self._fetch("SELECT id FROM documents WHERE row = ?", (row,))
@@ -274,16 +274,11 @@ class Snapshot:
 
 def problem_of_document(row: int, id_: Any, text: Any, metadata: Any, crc32: int | None) -> str | None:
     """What is wrong with a row of the table `documents`, or None when it is sound."""
-    if not (isinstance(id_, str) and isinstance(text, (str, bytes)) and isinstance(metadata, str)):
-        return "id, text or metadata are of another type"
-    if crc32 is not None and crc32 != document_crc32(row, id_, text, metadata):
-        return "checksum differs"
     try:
-        _readable(text)
-        is_object = isinstance(json.loads(metadata), dict)
-    except (ValueError, RecursionError) as error:
-        return str(error)
-    return None if is_object else "its metadata are no JSON object"
+        _read_document(row, id_, text, metadata, crc32)
+    except ValueError as problem:
+        return str(problem)
+    return None
 
 
 def document_crc32(row: int, id_: str, text: str | bytes, metadata: str) -> int:
@@ -307,6 +302,21 @@ def require_documents(found: Mapping[int, Document], rows: Sequence[int], path: 
     missing = [row for row in rows if row not in found]
     if missing:
         raise damaged(path, f"document of row {missing[0]} is missing")
+
+
+def _read_document(row: int, id_: Any, text: Any, metadata: Any, crc32: int | None) -> Document:
+    """The document in a row of the table `documents`. Raises ValueError saying what is wrong with it."""
+    if not (isinstance(id_, str) and isinstance(text, (str, bytes)) and isinstance(metadata, str)):
+        raise ValueError("id, text or metadata are of another type")
+    if crc32 is not None and crc32 != document_crc32(row, id_, text, metadata):
+        raise ValueError("checksum differs")
+    try:
+        value = json.loads(metadata)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(value, dict):
+        raise ValueError("its metadata are no JSON object")
+    return Document(id_, _readable(text), value)
 
 
 def _crc32(row: int, parts: Sequence[bytes]) -> int:

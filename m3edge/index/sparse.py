@@ -96,9 +96,10 @@ class PostingIndex:
     def size_bytes(self) -> int:
         """Memory that the arrays take."""
         arrays = [array for block in self._blocks for array in block[1:]]
-        long_lists = sum(int(np.count_nonzero(np.diff(block.starts) > 32)) for block in self._blocks)
-        tops = 8 * long_lists  # what the native kernels keep of each
-        return sum(array.nbytes for array in arrays) + tops + self._lengths.nbytes + self.alive.nbytes
+        lengths = [np.diff(block.starts) for block in self._blocks]
+        # What the native kernels keep of each longer list, and for each window of the longest
+        tops = sum(8 * np.count_nonzero(each > 32) + 132 * np.count_nonzero(each > 4096) for each in lengths)
+        return sum(array.nbytes for array in arrays) + int(tops) + self._lengths.nbytes + self.alive.nbytes
 
     def add(self, rows: SparseRows) -> None:
         """Append documents. Raises ValueError for weights that are negative or not finite."""

@@ -131,9 +131,30 @@ def test_peers_run_on_the_same_input_and_what_does_not_says_why(mini_fp32, small
     assert reports["maxsim"]["rows"][0]["largest_error"] < 0.001
 
 
+def test_postings_are_searched_exactly_by_us_and_by_numpy(run, mini_fp32, small_beir, tmp_path):
+    printed, report = run("postings.py", "--documents", 3000)
+    assert [row["name"] for row in report["rows"]][:3] == ["m3edge", "m3edge m3-idf", "m3edge bm25"]
+    assert all(row.get("lost", 0) < 1e-4 for row in report["rows"])
+    assert "| numpy accumulation |" in printed
+    arguments = [mini_fp32.parent, small_beir, "--peers", "--tasks", "postings", "--documents", 3000, "--rounds", 1]
+    command = [sys.executable, BENCHMARKS / "peers" / "run.py", *arguments, "--out", tmp_path]
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "peers-postings-3000.json").read_bytes())["rows"]}
+    assert rows["numpy"]["recall"] == 1
+    assert rows["m3edge"]["recall"] > 0.998  # weights in steps of 1 / 65,536: near-ties at the K-th place may change
+    assert "left out" in rows["PISA, MaxScore"]["does_not_run"]
+
+
+def test_lexical_weights_are_compared_on_two_parts(run, mini_int8, small_beir):
+    printed, report = run("lexical.py", mini_int8, "--choose", small_beir, "--confirm", small_beir, "--queries", 3)
+    assert {row["part"] for row in report["rows"]} == {"choose", "confirm"}
+    assert all(set(row["presets"]) == {"general", "long", "flagembedding"} for row in report["rows"])
+    assert "| confirm | `general` | `bm25` |" in printed
+
+
 def test_the_readme_lists_every_script_and_no_other():
     text = (BENCHMARKS / "README.md").read_text() + (BENCHMARKS / "bge_m3.md").read_text()
     named = set(re.findall(r"python benchmarks/([\w/]+\.py)", text))
     assert all((BENCHMARKS / script).is_file() for script in named)
-    imported = {"ablation_report.py", "machine.py", "synthetic.py"}  # by the others
+    imported = {"ablation_report.py", "flat_postings.py", "machine.py", "synthetic.py"}  # by the others
     assert {path.name for path in BENCHMARKS.glob("*.py")} - imported <= named

@@ -196,3 +196,12 @@ def test_damaged_metadata_is_named_and_never_answered_from(filled, encoder):
         connection.execute("""UPDATE documents SET metadata = '{"kind": "drink"}' WHERE id = 'mail'""")
     with Index.open(filled.folder, encoder) as again, pytest.raises(FormatError, match="document 'mail'"):
         again.search(QUERY, filter={"kind": "drink"})
+
+
+@pytest.mark.parametrize("lexical", ["m3", "m3-idf", "bm25"])
+def test_a_preset_means_the_same_weights_with_every_lexical_score(filled, lexical):
+    def found(**arguments):
+        return [(hit.id, hit.score) for hit in filled.search(QUERY, lexical=lexical, **arguments)]
+
+    assert found() == found(weights="general") == found(weights=(1, 0.3, 1))
+    assert found(weights="long") == found(weights=(0.15, 0.5, 0.35)) != found()
