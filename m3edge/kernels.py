@@ -40,3 +40,6 @@ PostingBlock = _kernels.PostingBlock
 top_postings = _kernels.top_postings
 score_postings = _kernels.score_postings
 count_postings = _kernels.count_postings
+
+# Without a twin: Hugging Face's tokenizers, from which it saves the parsing, is its definition and stands in for it.
+Unigram = getattr(_kernels, "Unigram", None)
