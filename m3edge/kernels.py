@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
+from typing import Any
 
 from m3edge import _kernels_numpy
 
@@ -42,4 +43,4 @@ score_postings = _kernels.score_postings
 count_postings = _kernels.count_postings
 
 # Without a twin: Hugging Face's tokenizers, from which it saves the parsing, is its definition and stands in for it.
-Unigram = getattr(_kernels, "Unigram", None)
+Unigram: Any = getattr(_kernels, "Unigram", None)

@@ -64,7 +64,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
     n_tokens, n_nodes = description.pop("n_tokens"), description.pop("n_nodes")
     shapes = {"scores": n_tokens, "first": n_nodes + 1, "ids": n_nodes, "labels": n_nodes}
     content = np.memmap(path, np.uint8, "r", offset=16 + length)
-    arrays, start = {}, 0
+    arrays: dict[str, Any] = {}
+    start = 0
     for name, size in shapes.items():
         dtype = np.dtype(_DTYPES[name])
         arrays[name] = np.asarray(content[start : start + size * dtype.itemsize]).view(dtype)

@@ -54,7 +54,7 @@ def test_altered_weights_come_before_the_error_that_they_caused(folder):
         raise ValueError("the graph cannot be loaded")
 
 
-@pytest.mark.parametrize("name", (GRAPH, TOKENIZER, PARITY))
+@pytest.mark.parametrize("name", [GRAPH, TOKENIZER, PARITY])
 def test_what_is_parsed_is_checked_before_anybody_reads_it(folder, name):
     (folder / name).write_bytes((folder / name).read_bytes().swapcase())
     with pytest.raises(FormatError, match=rf"{name}: altered"), checked_model_folder(folder):
