@@ -54,22 +54,26 @@ class Vocabulary(NamedTuple):
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Map a file; FormatError when it is not of this form."""
+    """Map a file; FormatError when it is not of this form, or not whole."""
+    wrong = FormatError(f"{path}: not a vocabulary that this m3edge reads; export the model again")
     with path.open("rb") as file:
         head = file.read(16)
         length = int.from_bytes(head[8:], "little")
         if head[:8] != _MAGIC or length > path.stat().st_size:
-            raise FormatError(f"{path}: not a vocabulary that this m3edge reads; export the model again")
-        description = json.loads(file.read(length))
-    n_tokens, n_nodes = description.pop("n_tokens"), description.pop("n_nodes")
+            raise wrong
+        try:
+            description = json.loads(file.read(length))
+            n_tokens, n_nodes = description.pop("n_tokens"), description.pop("n_nodes")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise wrong from error
     shapes = {"scores": n_tokens, "first": n_nodes + 1, "ids": n_nodes, "labels": n_nodes}
-    content = np.memmap(path, np.uint8, "r", offset=16 + length)
-    arrays: dict[str, Any] = {}
-    start = 0
-    for name, size in shapes.items():
-        dtype = np.dtype(_DTYPES[name])
-        arrays[name] = np.asarray(content[start : start + size * dtype.itemsize]).view(dtype)
-        start += size * dtype.itemsize
+    ends = np.cumsum([size * np.dtype(_DTYPES[name]).itemsize for name, size in shapes.items()])
+    if path.stat().st_size != 16 + length + ends[-1]:
+        raise wrong
+    content = np.asarray(np.memmap(path, np.uint8, "r", offset=16 + length))
+    arrays: dict[str, Any] = {
+        name: part.view(_DTYPES[name]) for name, part in zip(shapes, np.split(content, ends[:-1]), strict=True)
+    }
     return Vocabulary(**description, **arrays)
 
 
