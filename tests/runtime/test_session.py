@@ -61,7 +61,7 @@ def test_at_least_one_cpu_is_available():
 
 def test_buckets_are_few_and_leave_at_most_a_third_empty():
     buckets = {bucket(size) for size in range(1, 8193)}
-    assert len(buckets) == 25
+    assert len(buckets) == 26
     assert all(size <= bucket(size) < 1.5 * size + 1 for size in range(1, 8193))
     assert all(bucket(size) == size for size in buckets)
 
