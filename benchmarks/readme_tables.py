@@ -421,6 +421,50 @@ def hybrid() -> str:
     )
 
 
+def start() -> str:
+    """From a fresh process to the first vector, and its parts, in ms."""
+    report = result("start-m3-mini-int8")
+    parts = [[name, f"{value:.0f}"] for name, value in report["parts"].items() if name != "peak_mb"]
+    whole, parsed = report["whole"], report["parsed"]
+    parts += [
+        ["**all, as `Encoder.load` does it**", f"**{whole['first vector']:.0f}**"],
+        ["the same without `vocabulary.bin`", f"{parsed['first vector']:.0f}"],
+    ]
+    return table(["part", "ms"], parts)
+
+
+def start_setup() -> str:
+    report = result("start-m3-mini-int8")
+    machine = report["machine"]
+    return (
+        f"({report['model']}; {machine['cpu']}, {machine['threads']} threads; medians of {report['rounds']} fresh "
+        f"processes, {machine['date']}; peak memory {report['whole']['peak_mb']:.0f} MB, without `vocabulary.bin` "
+        f"{report['parsed']['peak_mb']:.0f} MB)"
+    )
+
+
+def four_bits() -> str:
+    """How near int4 is to fp32 by the way of rounding."""
+    report = result("four-bits")
+    fp32 = report["fp32"]["ndcg"]
+    rows = [
+        [
+            name, f"{row['dense_cosine_mean']:.4f}", f"{row['dense_cosine_worst']:.4f}",
+            f"{row['token_cosine_mean']:.4f}", f"{row['sparse_weight_difference']:.3f}",
+            *(f"{100 * (fp32[mode] - row['ndcg'][mode]):+.1f}" for mode in fp32),
+        ]
+        for name, row in report["roundings"].items()
+    ]  # fmt: skip
+    lost = [f"{mode}: points of nDCG@10 lost" for mode in fp32]
+    return table(["rounding", "dense cosine", "worst", "token cosine", "sparse difference", *lost], rows)
+
+
+def four_bits_setup() -> str:
+    report = result("four-bits")
+    searched = f"; nDCG@10 on {', '.join(report['datasets'])}, {report['queries']} queries each"
+    return f"({report['texts']} texts in twelve languages{searched if report['datasets'] else ''})"
+
+
 def token_store() -> str:
     """Points of nDCG@10 lost against fp16 without pooling, means over the data sets."""
     rows = result("token-store")["rows"]
@@ -551,6 +595,10 @@ def full_size_ratios() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
+    "start": start,
+    "start-setup": start_setup,
+    "four-bits": four_bits,
+    "four-bits-setup": four_bits_setup,
     "bench-setup": bench_setup,
     "bench-picture": bench_picture,
     "bench-speed": bench_speed,

@@ -59,3 +59,16 @@ def score_postings(
     positions: np.ndarray,
 ) -> np.ndarray: ...
 def count_postings(blocks: Sequence[PostingBlock], token: int, allowed: np.ndarray) -> int: ...
+
+class Unigram:
+    """Segments words; the definition is the model of Hugging Face's tokenizers of the same name.
+
+    scores: float64 [n_tokens]; first: uint32 [n_nodes + 1]; ids: int32 [n_nodes]; labels: uint8 [n_nodes]: see
+        m3edge.vocabulary, whose file they are mapped from
+    """
+
+    def __init__(
+        self, scores: np.ndarray, first: np.ndarray, ids: np.ndarray, labels: np.ndarray, unknown_id: int
+    ) -> None: ...
+    def segment(self, words: Sequence[str]) -> np.ndarray:
+        """int64 [n], the ids of all words' tokens one after another."""

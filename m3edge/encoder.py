@@ -16,8 +16,9 @@ from m3edge.model_folder import (
     SPARSE_OUTPUT,
     TOKENIZER,
     TOKENS_OUTPUT,
+    VOCABULARY,
     ModelInfo,
-    read_model_folder,
+    checked_model_folder,
 )
 from m3edge.progress import progress_bar
 from m3edge.scoring import sparse_row
@@ -78,10 +79,12 @@ class Encoder:
         run, ImportError when its package is missing, ValueError for an mcls_interval the model cannot follow.
         """
         folder = Path(folder)
-        info = read_model_folder(folder, verify=verify)
-        _checked_mcls_interval(mcls_interval, info)
-        session = open_session(folder, provider, n_threads, cache=None if cache is None else Path(cache), hint=hint)
-        return cls(info, session, Tokenizer(folder / TOKENIZER), mcls_interval=mcls_interval)
+        with checked_model_folder(folder, verify=verify) as info:
+            _checked_mcls_interval(mcls_interval, info)
+            session = open_session(folder, provider, n_threads, cache=None if cache is None else Path(cache), hint=hint)
+            vocabulary = folder / VOCABULARY
+            tokenizer = Tokenizer(folder / TOKENIZER, vocabulary if vocabulary.is_file() else None)
+        return cls(info, session, tokenizer, mcls_interval=mcls_interval)
 
     @property
     def provider(self) -> str:

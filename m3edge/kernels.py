@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
+from typing import Any
 
 from m3edge import _kernels_numpy
 
@@ -40,3 +41,6 @@ PostingBlock = _kernels.PostingBlock
 top_postings = _kernels.top_postings
 score_postings = _kernels.score_postings
 count_postings = _kernels.count_postings
+
+# Without a twin: Hugging Face's tokenizers, from which it saves the parsing, is its definition and stands in for it.
+Unigram: Any = getattr(_kernels, "Unigram", None)

@@ -6,6 +6,7 @@
     model.static.onnx  in int8, where asked for: the same with static scales, in plain operators, for OpenVINO; most of
                        its weights are the other graph's, the others are in model.static.onnx_data
     tokenizer.json     Hugging Face tokenizers
+    vocabulary.bin     for Unigram tokenizers: the same vocabulary mapped instead of parsed (m3edge.vocabulary)
     parity.json        this precision measured against the PyTorch model
 
 Nothing here knows ONNX or tokenizers; a file is bytes with a checksum.
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ WEIGHTS = "model.onnx_data"
 STATIC_GRAPH = "model.static.onnx"
 STATIC_WEIGHTS = "model.static.onnx_data"
 TOKENIZER = "tokenizer.json"
+VOCABULARY = "vocabulary.bin"
 PARITY = "parity.json"
 
 INPUTS = ("input_ids", "attention_mask")
@@ -40,6 +44,7 @@ SPARSE_OUTPUT = "token_weights"
 TOKENS_OUTPUT = "colbert_vecs"
 
 POOLINGS = ("cls", "mean")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 # In attention_mask, beside 1 for a token and 0 for padding: a `<s>` between the tokens of a long text, whose state
 # counts for the dense vector as the first one's does (MCLS).
@@ -60,7 +65,7 @@ class ModelInfo:
     source: str  # the checkpoint it was exported from: a hub id, or a folder's name
     revision: str  # the hub's commit, or "" for a local checkpoint
     fingerprint: str  # SHA-256 over the PyTorch weights, the tokenizer and the settings: the same for every precision
-    precision: str  # "fp32"
+    precision: str  # one of PRECISIONS
     dense_dim: int
     token_dim: int
     pooling: str  # one of POOLINGS; done inside the graph
@@ -112,6 +117,17 @@ def read_model_folder(folder: Path | str, *, verify: bool = True) -> ModelInfo:
         with its size.
     Raises FormatError when the folder is not a model folder, is incomplete or altered, or from a newer m3edge.
     """
+    with checked_model_folder(folder, verify=verify) as info:
+        return info
+
+
+@contextmanager
+def checked_model_folder(folder: Path | str, *, verify: bool = True) -> Iterator[ModelInfo]:
+    """Read and check a model folder, its weights while the block runs: that takes a thread of its own, not time.
+
+    What a program parses is checked before the block, the weights, which are but numbers, by its end. Arguments and
+    errors as of read_model_folder; the block's own error gives way to that of damaged weights.
+    """
     folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -119,8 +135,20 @@ def read_model_folder(folder: Path | str, *, verify: bool = True) -> ModelInfo:
     if not path.is_file():
         raise FormatError(f"{folder}: not a model folder, it has no {MANIFEST}; write one with `m3edge-export onnx`")
     manifest = _parse_manifest(path)
-    _check_files(folder, manifest["files"], verify=verify)
-    return _model_info(path, manifest["model"])
+    info = _model_info(path, manifest["model"])
+    files = manifest["files"]
+    _check_sizes(folder, files)
+    if not verify:
+        yield info
+        return
+    weights = {name: entry for name, entry in files.items() if name in (WEIGHTS, STATIC_WEIGHTS)}
+    with ThreadPoolExecutor(1, thread_name_prefix="m3edge-verify") as pool:
+        checked = pool.submit(_check_sums, folder, weights)
+        try:
+            _check_sums(folder, {name: entry for name, entry in files.items() if name not in weights})
+            yield info
+        finally:
+            checked.result()
 
 
 def _parse_manifest(path: Path) -> dict[str, Any]:
@@ -147,7 +175,7 @@ def _self_checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], *, verify: bool) -> None:
+def _check_sizes(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -158,9 +186,13 @@ def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], *, verify
                 f"{path}: has {size} bytes, expected {expected['size_bytes']}; "
                 "copy the model folder again or export the model again"
             )
-        if verify and sha256_file(path) != expected["sha256"]:
+
+
+def _check_sums(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        if sha256_file(folder / name) != expected["sha256"]:
             raise FormatError(
-                f"{path}: altered (its SHA-256 differs from {MANIFEST}); "
+                f"{folder / name}: altered (its SHA-256 differs from {MANIFEST}); "
                 "copy the model folder again or export the model again"
             )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from m3edge import openvino_engine
 from m3edge.errors import FormatError, M3EdgeError, ProviderError
-from m3edge.model_folder import GRAPH, INPUTS, STATIC_GRAPH
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, STATIC_GRAPH
 
 # The names users write, and onnxruntime's.
 ONNXRUNTIME_PROVIDERS = {
@@ -58,16 +58,39 @@ class Session(Protocol):
 
 
 class OnnxruntimeSession:
-    """A graph on onnxruntime; see Session."""
+    """A graph on onnxruntime; see Session.
+
+    On a GPU, whose memory pool keeps a place for every shape it has seen, batches are padded to a few shapes. What is
+    not asked for stays on the device.
+    """
 
     def __init__(self, session: Any, provider: str, n_threads: int) -> None:
         self._session = session
         self.provider = provider
         self.n_threads = n_threads
+        self._in_buckets = provider != "cpu"
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Run one batch; see Session."""
-        return self._session.run(list(outputs), dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
+        if not self._in_buckets:
+            return self._session.run(list(outputs), dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
+        n_texts, length = input_ids.shape
+        padding = [(0, bucket(size) - size) for size in input_ids.shape]
+        # Padding is what the mask leaves out; the ids are those of a text, so that they are in the vocabulary.
+        padded = np.pad(input_ids, padding, mode="edge"), np.pad(attention_mask, padding)
+        padded[1][n_texts:, 0] = 1  # a text of nothing but padding would be an average of nothing
+        results = self._session.run(list(outputs), dict(zip(INPUTS, padded, strict=True)))
+        return [
+            result[:n_texts] if name == DENSE_OUTPUT else result[:n_texts, :length]
+            for name, result in zip(outputs, results, strict=True)
+        ]
+
+
+def bucket(size: int) -> int:
+    """The smallest power of two, or one and a half of one, that holds so many texts or tokens: at most a third is left
+    empty, and there are only two sizes for every doubling."""
+    power = 1 << max(0, size - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and size <= power * 3 // 4 else power
 
 
 def open_session(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from m3edge.errors import FormatError
+from m3edge.kernels import Unigram
+from m3edge.vocabulary import read_vocabulary
 
 
 class TokenizedText(NamedTuple):
@@ -31,15 +38,20 @@ class TokenizedText(NamedTuple):
 
 
 class Tokenizer:
-    """The model's tokenizer. Safe to call from several threads."""
+    """The model's tokenizer. Safe to call from several threads.
 
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as HuggingFaceTokenizer  # late: `import m3edge` stays light
+    path:       tokenizer.json
+    vocabulary: the same vocabulary in the form of m3edge.vocabulary, if there is one: with it, and with the native
+        kernels, tokenizer.json is not parsed before it is needed
+    """
 
-        self._tokenizer = HuggingFaceTokenizer.from_file(str(path))
-        # Length is ours to cut and pad: what the file says about it would change results from call to call.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, path: Path, vocabulary: Path | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._parsed: Any = None
+        self._mapped = _Mapped(vocabulary) if vocabulary is not None and Unigram is not None else None
+        if self._mapped is None:
+            self._whole()
 
     def tokenize(
         self, texts: Sequence[str], *, prefix: str, max_length: int, mcls_interval: int | None = None
@@ -66,16 +78,63 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str:
         """The vocabulary's spelling of a token, "▁file" for example."""
-        return self._tokenizer.id_to_token(int(token_id)) or f"<{int(token_id)}>"
+        return self._whole().id_to_token(int(token_id)) or f"<{int(token_id)}>"
 
     def spans(self, text: str) -> np.ndarray:
         """Where each token of a text lies in it: int64 [n, 2], start and end in characters, no special tokens."""
-        encoding = self._tokenizer.encode(_encodable(text), add_special_tokens=False)
+        encoding = self._whole().encode(_encodable(text), add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def _ids(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast([_encodable(text) for text in texts])
-        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+        texts = [_encodable(text) for text in texts]
+        if self._mapped is not None and not any(map(self._mapped.has_special, texts)):
+            return [self._mapped.ids(text) for text in texts]
+        return [np.array(encoding.ids, np.int64) for encoding in self._whole().encode_batch_fast(texts)]
+
+    def _whole(self) -> Any:
+        """Hugging Face's tokenizer of the whole tokenizer.json, parsed when first asked for."""
+        with self._lock:
+            if self._parsed is None:
+                from tokenizers import Tokenizer as HuggingFaceTokenizer  # late: `import m3edge` stays light
+
+                parsed = HuggingFaceTokenizer.from_file(str(self._path))
+                # Length is ours to cut and pad: what the file says about it would change results from call to call.
+                parsed.no_truncation()
+                parsed.no_padding()
+                self._parsed = parsed
+            return self._parsed
+
+
+class _Mapped:
+    """The same ids as Hugging Face's tokenizer gives, for texts without the name of a special token in them."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+        vocabulary = read_vocabulary(path)
+        around = HuggingFaceTokenizer.from_str(json.dumps(vocabulary.settings))
+        self._normalizer, self._pre_tokenizer = around.normalizer, around.pre_tokenizer
+        self._special = re.compile("|".join(map(re.escape, vocabulary.special)) or r"(?!)")
+        self._before = np.array(vocabulary.before, np.int64)
+        self._after = np.array(vocabulary.after, np.int64)
+        try:
+            self._unigram = Unigram(
+                vocabulary.scores, vocabulary.first, vocabulary.ids, vocabulary.labels, vocabulary.unknown_id
+            )
+        except ValueError as error:
+            raise FormatError(f"{path}: damaged ({error}); export the model again") from error
+
+    def has_special(self, text: str) -> bool:
+        return self._special.search(text) is not None
+
+    def ids(self, text: str) -> np.ndarray:
+        """int64 [n], with the special tokens at the ends."""
+        if self._normalizer is not None:
+            text = self._normalizer.normalize_str(text)
+        words = (
+            [text] if self._pre_tokenizer is None else [word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)]
+        )
+        return np.concatenate([self._before, self._unigram.segment(words), self._after])
 
 
 def _further_cls(length: int, interval: int | None, max_length: int) -> np.ndarray:

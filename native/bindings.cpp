@@ -22,6 +22,7 @@
 #include "dense.h"
 #include "maxsim.h"
 #include "postings.h"
+#include "unigram.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -252,6 +253,45 @@ int64_t count_postings(const std::vector<const HeldBlock*>& blocks, uint32_t tok
     return m3edge::count_postings(call.blocks, token, allowed.data());
 }
 
+// Tokenization
+
+// The arrays, mapped from a file and kept alive, and what segments words with them.
+struct HeldUnigram {
+    Vector<double> scores;
+    Vector<uint32_t> first;
+    Vector<int32_t> ids;
+    Vector<uint8_t> labels;
+    m3edge::Unigram unigram;
+
+    HeldUnigram(Vector<double> scores_, Vector<uint32_t> first_, Vector<int32_t> ids_, Vector<uint8_t> labels_,
+                int64_t unknown_id)
+        : scores(std::move(scores_)), first(std::move(first_)), ids(std::move(ids_)), labels(std::move(labels_)),
+          unigram(checked(unknown_id), scores.data(), scores.shape(0), int32_t(unknown_id)) {}
+
+    m3edge::Trie checked(int64_t unknown_id) const {
+        const size_t n = labels.shape(0);
+        if (first.shape(0) != n + 1 || ids.shape(0) != n)
+            refuse("first must be one longer than labels, and ids as long as labels");
+        if (unknown_id < 0 || size_t(unknown_id) >= scores.shape(0))
+            refuse("unknown_id must be one of the " + std::to_string(scores.shape(0)) + " tokens, got " +
+                   std::to_string(unknown_id));
+        const m3edge::Trie trie{first.data(), ids.data(), labels.data(), n};
+        if (!trie.is_sound(scores.shape(0))) refuse("first and ids must be those of a trie");
+        return trie;
+    }
+
+    Result<int64_t> segment(const std::vector<std::string>& words) const {
+        std::vector<int64_t> found;
+        {
+            nb::gil_scoped_release release;
+            for (const std::string& word : words) unigram.segment(word, found);
+        }
+        auto result = new_vector<int64_t>(found.size());
+        std::copy(found.begin(), found.end(), result.data());
+        return result;
+    }
+};
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -284,4 +324,9 @@ NB_MODULE(_native, module) {
     module.def("score_postings", &score_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
                "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "positions"_a.noconvert());
     module.def("count_postings", &count_postings, "blocks"_a, "token"_a, "allowed"_a.noconvert());
+
+    nb::class_<HeldUnigram>(module, "Unigram")
+        .def(nb::init<Vector<double>, Vector<uint32_t>, Vector<int32_t>, Vector<uint8_t>, int64_t>(),
+             "scores"_a.noconvert(), "first"_a.noconvert(), "ids"_a.noconvert(), "labels"_a.noconvert(), "unknown_id"_a)
+        .def("segment", &HeldUnigram::segment, "words"_a);
 }

@@ -98,7 +98,8 @@ def small_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _build(folders: list[Path], command: list[str]) -> None:
     """Let `m3edge-export` make these folders, unless they are there and nothing that decides their content changed."""
     sources = sorted(path for path in (ROOT / "export").rglob("*.*") if path.suffix in _SOURCES)
-    sources += [ROOT / "m3edge" / "model_folder.py", ROOT / "m3edge" / "session.py", ROOT / "constraints.txt"]
+    sources += [ROOT / "m3edge" / name for name in ("model_folder.py", "session.py", "vocabulary.py")]
+    sources += [ROOT / "constraints.txt"]
     sources = [path for path in sources if "training" not in path.parts]
     key = "\n".join(f"{path.relative_to(ROOT)} {sha256_file(path)}" for path in sources)
     stamp = folders[0].with_suffix(".key")

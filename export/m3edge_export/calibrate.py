@@ -1,4 +1,4 @@
-"""What a model's products take in: the range and the mean of every channel, seen on texts in many languages.
+"""What a model's products take in: range, mean and moments of their channels, seen on texts in many languages.
 
 The texts come with the package (data/calibration.jsonl, written for this purpose) or from a file of the user's own.
 """
@@ -6,7 +6,7 @@ The texts come with the package (data/calibration.jsonl, written for this purpos
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,12 +52,14 @@ def calibrate(
     texts: Sequence[str],
     prefixes: Sequence[str],
     max_length: int,
+    with_moments: Container[str] = (),
 ) -> Statistics:
     """Run the texts, with each of the model's prefixes and with none in turn, through a fused graph and look at some of
     its tensors.
 
     folder: where the graph's weights lie
     names:  the tensors, float32 [tokens, width]
+    with_moments: those of them whose moments are wanted; 4 · width² bytes each
     """
     names = list(dict.fromkeys(names))
     watched = ModelProto.FromString(model.SerializeToString())
@@ -69,6 +71,7 @@ def calibrate(
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         statistics: dict[str, Seen] = {}
+        moments: dict[str, np.ndarray] = {}
         n_tokens = 0
         texts = [*texts, *_short_texts(texts)]
         prefixes = list(dict.fromkeys([*prefixes, ""]))
@@ -78,7 +81,10 @@ def calibrate(
                 ids = np.array([tokenizer.encode(prefixed).ids[: min(_LONGEST, max_length)]], np.int64)
                 values = session.run(names, dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)))
                 for name, value in zip(names, values, strict=True):
-                    least, largest, total = statistics.get(name, (np.inf, -np.inf, 0.0))
+                    least, largest, total, _ = statistics.get(name, (np.inf, -np.inf, 0.0, None))
+                    if name in with_moments:
+                        rows = value.reshape(-1, value.shape[-1])
+                        moments[name] = moments.get(name, np.float32(0)) + rows.T @ rows
                     statistics[name] = Seen(
                         np.minimum(least, value.min(axis=0)),
                         np.maximum(largest, value.max(axis=0)),
@@ -88,7 +94,11 @@ def calibrate(
                 bar.update()
     finally:
         path.unlink()
-    return {name: seen._replace(mean=seen.mean / n_tokens) for name, seen in statistics.items()}
+    for total in moments.values():
+        total /= n_tokens
+    return {
+        name: seen._replace(mean=seen.mean / n_tokens, moments=moments.get(name)) for name, seen in statistics.items()
+    }
 
 
 def _short_texts(texts: Sequence[str]) -> list[str]:

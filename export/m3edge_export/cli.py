@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3edge.errors import M3EdgeError
+from m3edge.model_folder import PRECISIONS
 
 if TYPE_CHECKING:
     from m3edge_export.training.data import DataFile
-
-_PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     onnx.add_argument(
         "--precision",
-        choices=[*_PRECISIONS, "all"],
+        choices=[*PRECISIONS, "all"],
         default="int8",
         help="fp16 for GPUs, int8 for CPUs, int4 the smallest, fp32 to compare with (default: %(default)s)",
     )
@@ -147,7 +146,7 @@ def _onnx(options: argparse.Namespace) -> None:
 
     outs = {options.precision: options.out}
     if options.precision == "all":
-        outs = {precision: options.out.with_name(f"{options.out.name}-{precision}") for precision in _PRECISIONS}
+        outs = {precision: options.out.with_name(f"{options.out.name}-{precision}") for precision in PRECISIONS}
     infos = export_precisions(
         options.source, outs, name=options.name, calibration=options.calibration, openvino=options.openvino
     )

@@ -17,7 +17,17 @@ import onnx
 from onnx import ModelProto
 
 from m3edge.files import new_folder
-from m3edge.model_folder import GRAPH, STATIC_GRAPH, STATIC_WEIGHTS, TOKENIZER, ModelInfo, write_manifest
+from m3edge.model_folder import (
+    GRAPH,
+    PRECISIONS,
+    STATIC_GRAPH,
+    STATIC_WEIGHTS,
+    TOKENIZER,
+    VOCABULARY,
+    ModelInfo,
+    write_manifest,
+)
+from m3edge.vocabulary import write_vocabulary
 from m3edge_export.calibrate import calibrate, calibration_texts
 from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
 from m3edge_export.fuse import fuse
@@ -25,10 +35,8 @@ from m3edge_export.graph import export_graph
 from m3edge_export.half import blocked_layers, layer_values, write_fp16
 from m3edge_export.quantize import Statistics, product_inputs, write_fp32, write_int4, write_int8
 from m3edge_export.static import write_static
-from m3edge_export.verify import TOLERANCES, reference_outputs, verify
+from m3edge_export.verify import reference_outputs, verify
 from m3edge_export.weights import WeightReader, WeightWriter
-
-PRECISIONS = tuple(TOLERANCES)  # fp32, fp16, int8, int4
 
 
 def export_onnx(
@@ -69,7 +77,7 @@ def export_precisions(
         raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {unknown}")
     if openvino and "int8" not in outs:
         raise ValueError(f"openvino needs precision int8, got {list(outs)}")
-    texts = calibration_texts(calibration) if {"int8", "fp16"} & set(outs) else []
+    texts = calibration_texts(calibration) if {"int8", "fp16", "int4"} & set(outs) else []
     infos = {}
     with ExitStack() as stack:
         folders = {precision: stack.enter_context(new_folder(out)) for precision, out in outs.items()}
@@ -89,13 +97,18 @@ def export_precisions(
         n_heads = config.num_attention_heads
         counts = fuse(graph, n_layers=config.num_hidden_layers, n_heads=n_heads)
         prefixes = (info.query_prefix, info.passage_prefix)
-        watched = [*(product_inputs(graph) if "int8" in outs else []), *(layer_values(graph) if "fp16" in outs else [])]
-        statistics = calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length) if watched else {}
+        inputs = product_inputs(graph) if {"int8", "int4"} & set(outs) else []
+        watched = [*inputs, *(layer_values(graph) if "fp16" in outs else [])]
+        moments = inputs if "int4" in outs else []
+        statistics = (
+            calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length, moments) if watched else {}
+        )
         for precision, folder in folders.items():
             notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics)}
             if openvino and precision == "int8":
                 _write_static(graph, work, folder, statistics, n_heads)
             shutil.copyfile(tokenizer_path, folder / TOKENIZER)
+            write_vocabulary(folder / VOCABULARY, tokenizer)
             parity = verify(folder, reference, precision, notes)
             infos[precision] = replace(info, precision=precision, parity=parity)
         shutil.rmtree(work)
@@ -113,7 +126,7 @@ def _write(fused: ModelProto, work: Path, folder: Path, precision: str, statisti
         if precision == "int8":
             write_int8(model, reader, writer, statistics)
         elif precision == "int4":
-            write_int4(model, reader, writer)
+            write_int4(model, reader, writer, statistics)
         elif precision == "fp16":
             notes["fp32_layers"] = blocked_layers(model, {name: seen.magnitude for name, seen in statistics.items()})
             write_fp16(model, reader, writer, notes["fp32_layers"])

@@ -75,7 +75,7 @@ def fuse(model: ModelProto, *, n_layers: int, n_heads: int) -> FusionCounts:
     builder.node("Shape", [first], _SHAPE)
     builder.node("Shape", ["input_ids"], "fused/length", start=1, end=2)
     builder.node("Greater", ["fused/length", builder.constant(_WHOLE_SCORES_UP_TO, TensorProto.INT64)], _LONG)
-    x = builder.node("Reshape", [first, builder.rows(traced.width(layers[0][1]))], "fused/layer.0/input")
+    x = builder.rows(first, traced.width(layers[0][1]), "fused/layer.0/input")
     for number, prefix in layers:
         x = _layer(builder, traced, f"fused/layer.{number}", prefix, x, n_heads)
     builder.node("Reshape", [x, _SHAPE], last.output[0])
@@ -84,6 +84,7 @@ def fuse(model: ModelProto, *, n_layers: int, n_heads: int) -> FusionCounts:
     replace_nodes(graph, [*graph.node, *builder.nodes])
     graph.initializer.extend(builder.initializers)
     prune(graph)
+    graph.value_info.extend(builder.shapes)
     _set_opset(model)
     counts = _count(graph, n_layers)
     expected = FusionCounts(n_layers, n_layers, n_layers, 2 * n_layers + 1, 6 * n_layers)
@@ -137,6 +138,7 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
+        self.shapes: list[ValueInfoProto] = []
 
     def node(self, kind: str, inputs: Iterable[str], output: str, *, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
@@ -148,12 +150,17 @@ class _Builder:
             self.initializers.append(helper.make_tensor(name, data_type, [], [value]))
         return name
 
-    def rows(self, width: int) -> str:
-        """The shape [tokens, width]."""
+    def rows(self, source: str, width: int, output: str) -> str:
+        """All texts' tokens one after another, [tokens, width].
+
+        Their number gets a name: by it onnxruntime sees which tensors are of one size and can share memory. For tensors
+        whose size it does not know it tries every pair, more than half of the time that loading a graph would take.
+        """
         name = f"fused/rows/{width}"
         if all(tensor.name != name for tensor in self.initializers):
             self.initializers.append(helper.make_tensor(name, TensorProto.INT64, [2], [-1, width]))
-        return name
+        self.shapes.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["tokens", width]))
+        return self.node("Reshape", [source, name], output)
 
 
 def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n_heads: int) -> str:
@@ -178,7 +185,7 @@ def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n
         flat = linear(f"attention/self/{part}", x, bias=part != "key")
         projections.append(builder.node("Reshape", [flat, _SHAPE], f"{name}/{part}"))
     attended = _attention(builder, f"{name}/attention", projections, n_heads)
-    attended = builder.node("Reshape", [attended, builder.rows(width)], f"{name}/attention/rows")
+    attended = builder.rows(attended, width, f"{name}/attention/rows")
     y = add_and_normalize("attention/output/LayerNorm", linear("attention/output/dense", attended), x)
     inner = builder.node("Gelu", [linear("intermediate/dense", y)], f"{name}/gelu")
     return add_and_normalize("output/LayerNorm", linear("output/dense", inner), y)

@@ -88,6 +88,9 @@ def write_fp16(model: ModelProto, reader: WeightReader, writer: WeightWriter, bl
             tensors.append(writer.tensor(f"{tensor.name}/fp16", values.astype(np.float16)))
         to_half = tensor.name in (half - shared) | tables and values.dtype == np.float32
         tensors.append(writer.tensor(tensor.name, values.astype(np.float16) if to_half else values))
+    for shape in graph.value_info:
+        if shape.name in inside:
+            shape.type.tensor_type.elem_type = TensorProto.FLOAT16
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(tensors)

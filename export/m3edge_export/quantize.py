@@ -5,7 +5,8 @@ for every output (column). Unsigned by signed is the product that a CPU with VNN
 every token makes a text's vectors independent of its batch. SmoothQuant (arXiv 2211.10438) moves the outlier channels
 of two of a layer's four inputs into the weights.
 
-int4: weights in 4 bits with a scale for every 32 inputs (MatMulNBits, activations in 8 bits inside the kernel).
+int4: weights in 4 bits with a scale for every 32 inputs, rounded as four_bits says (MatMulNBits, activations in 8 bits
+inside the kernel).
 
 In both the embedding table, most of a small model, is quantized too; the heads stay in float32: they are a
 hundredth of the work and what they compute is what is compared.
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from m3edge_export.four_bits import BLOCK, quantize_product, quantize_table
 from m3edge_export.fuse import CONTRIB
 from m3edge_export.weights import WeightReader, WeightWriter
 
@@ -32,15 +34,15 @@ _ZERO_POINT = 128  # symmetric: 0.0 is 128
 _GELU_ZERO_POINT = 20
 _GELU_LEAST = 0.17
 _VALUE, _ATTENTION_OUTPUT = "/attention/self/value", "/attention/output/dense"
-_BLOCK = 32  # int4: weights that share a scale
 
 
 class Seen(NamedTuple):
-    """What calibration saw of a tensor; float32 [width] each, a value for every channel."""
+    """What calibration saw of a tensor; float32 [width], a value for every channel."""
 
     least: np.ndarray
     largest: np.ndarray
     mean: np.ndarray
+    moments: np.ndarray | None = None  # float32 [width, width], the mean of x xᵀ, where it was asked for
 
     @property
     def magnitude(self) -> np.ndarray:
@@ -61,9 +63,9 @@ def write_int8(model: ModelProto, reader: WeightReader, writer: WeightWriter, st
     _Rewriter(model, reader, writer, _Int8Products(statistics), embedding_bits=8).rewrite()
 
 
-def write_int4(model: ModelProto, reader: WeightReader, writer: WeightWriter) -> None:
-    """Turn a fused graph into its int4 form, in place, its weights going to `writer`."""
-    _Rewriter(model, reader, writer, _Int4Products(), embedding_bits=4).rewrite()
+def write_int4(model: ModelProto, reader: WeightReader, writer: WeightWriter, statistics: Statistics) -> None:
+    """Turn a fused graph into its int4 form, in place, its weights going to `writer`; statistics: with moments."""
+    _Rewriter(model, reader, writer, _Int4Products(statistics), embedding_bits=4).rewrite()
 
 
 def write_fp32(model: ModelProto, reader: WeightReader, writer: WeightWriter) -> None:
@@ -161,10 +163,10 @@ class _Rewriter:
             scale = self.node("Gather", [self.weight(f"{table}/scale", scales), indices], f"{output}/scale")
             self.node("Mul", [floats, scale], output)
         else:
-            packed, scales = quantize_blocks(self.reader[table])
+            packed, scales = quantize_table(self.reader[table])
             packed = packed.reshape(len(packed), -1)
             inputs = [self.weight(f"{table}/int4", packed), indices, self.weight(f"{table}/scale", scales)]
-            attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": _BLOCK, "bits": 4}
+            attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK, "bits": 4}
             self.node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **attributes)
 
 
@@ -263,13 +265,16 @@ class _Int8Products:
 class _Int4Products:
     """y = x W + b by onnxruntime's MatMulNBits."""
 
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+
     def prepare(self, rewriter: _Rewriter, gemms: Sequence[NodeProto]) -> None:
         """Nothing to find out first."""
 
     def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
         source, weight = node.input[:2]
         values = rewriter.reader[weight]
-        packed, scales = quantize_blocks(np.ascontiguousarray(values.T))
+        packed, scales = quantize_product(np.ascontiguousarray(values.T), self._statistics[source].moments)
         inputs = [
             source,
             rewriter.weight(f"{weight}/int4", packed),
@@ -278,7 +283,7 @@ class _Int4Products:
         if len(node.input) == 3:
             inputs += ["", "", rewriter.weight(node.input[2], rewriter.reader[node.input[2]])]
         # accuracy_level 4: activations in int8, block by block
-        attributes = {"K": values.shape[0], "N": values.shape[1], "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
+        attributes = {"K": values.shape[0], "N": values.shape[1], "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
         rewriter.node("MatMulNBits", inputs, node.output[0], domain=CONTRIB, **attributes)
 
 
@@ -315,25 +320,3 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales[rows] = np.maximum(np.abs(table[rows]).max(axis=1, keepdims=True) / 127, 1e-12)
         quantized[rows] = np.rint(table[rows] / scales[rows])
     return quantized, scales
-
-
-def quantize_blocks(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [rows, width] to 4 bits: uint8 [rows, width / 32, 16], two values a byte, and float32 [rows, width / 32].
-
-    A value is (bits - 8) · scale. The scale is the block's largest value over -8, sign included, so that the value
-    that weighs most is met exactly.
-    """
-    n_rows, width = weight.shape
-    if width % _BLOCK:
-        raise ValueError(f"int4 needs a width that is a multiple of {_BLOCK}, got {width}")
-    packed = np.empty((n_rows, width // _BLOCK, _BLOCK // 2), np.uint8)
-    scales = np.empty((n_rows, width // _BLOCK), np.float32)
-    for start in range(0, n_rows, 16_384):
-        blocks = weight[start : start + 16_384].reshape(-1, width // _BLOCK, _BLOCK)
-        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-        scale = largest / -8
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-        values = np.clip(np.rint(blocks * inverse) + 8, 0, 15).astype(np.uint8)
-        packed[start : start + 16_384] = values[..., 0::2] | (values[..., 1::2] << 4)
-        scales[start : start + 16_384] = scale[..., 0]
-    return packed, scales

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from m3edge.errors import IndexLockedError
 from m3edge.files import naming
 
@@ -20,6 +18,8 @@ WAIT_S = 1.0  # two programs that add a document at the same moment should not n
 @contextmanager
 def writer_lock(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
     """Hold the lock while the block runs. Raises IndexLockedError, naming the holder, when it is not free in time."""
+    from filelock import FileLock, Timeout  # late: who only reads has no use for it, and it takes as long as sqlite3
+
     lock = FileLock(folder / LOCK_FILE, timeout=wait_s, thread_local=False)
     try:
         lock.acquire()

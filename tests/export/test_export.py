@@ -39,7 +39,7 @@ def test_a_model_in_bge_m3s_layout_becomes_a_model_folder(tiny_folder: Path, tin
     assert (info.cls_id, info.eos_id, info.pad_id, info.special_ids) == (0, 2, 1, (0, 1, 2, 3))
     assert info.fingerprint == fingerprint(load_checkpoint(tiny_source))
     assert sorted(path.name for path in tiny_folder.iterdir()) == [
-        "m3edge.json", "model.onnx", "model.onnx_data", "parity.json", "tokenizer.json",
+        "m3edge.json", "model.onnx", "model.onnx_data", "parity.json", "tokenizer.json", "vocabulary.bin",
     ]  # fmt: skip
 
 

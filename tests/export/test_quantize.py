@@ -13,10 +13,11 @@ pytest.importorskip("torch")
 import onnx
 from m3edge_export.calibrate import calibration_texts
 from m3edge_export.checkpoint import load_checkpoint
+from m3edge_export.four_bits import BLOCK, quantize_product, quantize_table
 from m3edge_export.fuse import fuse
 from m3edge_export.graph import export_graph
 from m3edge_export.half import OVERFLOW_LIMIT, blocked_layers
-from m3edge_export.quantize import quantize_blocks, quantize_columns, quantize_rows, smoothing_factors
+from m3edge_export.quantize import quantize_columns, quantize_rows, smoothing_factors
 from m3edge_export.verify import open_graph
 from m3edge_export.weights import WeightReader, WeightWriter
 
@@ -52,27 +53,62 @@ def test_a_table_row_is_off_by_at_most_half_a_step(shape, seed):
     assert (np.abs(quantized * scale - table) <= scale * 0.5001).all()
 
 
+def nearest(weight: np.ndarray) -> np.ndarray:
+    """Each block's largest value is met exactly, all others are rounded to the nearest: what four_bits has to beat."""
+    blocks = weight.reshape(len(weight), -1, BLOCK)
+    scale = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2) / -8
+    bits = np.clip(np.rint(blocks / np.where(scale == 0, 1, scale)), -8, 7)
+    return (bits * scale).reshape(weight.shape)
+
+
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 1000))
-def test_a_4_bit_block_meets_its_largest_value_and_misses_none_by_more_than_a_step(rows, blocks, seed):
-    weight = matrix(rows, 32 * blocks, seed)
-    packed, scales = quantize_blocks(weight)
-    assert packed.shape == (rows, blocks, 16)
-    error = np.abs(unpack(packed, scales) - weight).reshape(rows, blocks, 32)
-    assert (error <= np.abs(scales)[..., None] * 1.001).all()  # a whole step at the far end, half of one elsewhere
-    largest = np.abs(weight).reshape(rows, blocks, 32).argmax(axis=2)
-    assert np.take_along_axis(error, largest[..., None], axis=2).max() <= 1e-5 * np.abs(weight).max()
+def test_a_4_bit_table_loses_no_more_than_rounding_to_the_nearest(rows, blocks, seed):
+    table = matrix(rows, 32 * blocks, seed)
+    packed, scales = quantize_table(table)
+    assert (packed.shape, packed.dtype) == ((rows, blocks, 16), np.uint8)
+    assert (scales.shape, scales.dtype) == ((rows, blocks), np.float32)
+    lost, by_nearest = (
+        np.square(table - other).reshape(rows, blocks, 32).sum(axis=2)
+        for other in (unpack(packed, scales), nearest(table))
+    )
+    assert (lost <= by_nearest * 1.0001).all()
+
+
+def test_4_bit_products_of_inputs_like_those_of_calibration_lose_less(rng):
+    mixing = np.eye(96) + rng.standard_normal((96, 96)) / 5
+    x = (rng.standard_normal((600, 96)) @ mixing).astype(np.float32)
+    weight = rng.standard_normal((40, 96)).astype(np.float32)
+    seen, unseen = x[:500], x[500:]
+    rounded = unpack(*quantize_product(weight, seen.T @ seen / len(seen)))
+    lost, by_table, by_nearest = (
+        float(np.square(unseen @ (weight - other).T).sum())
+        for other in (rounded, unpack(*quantize_table(weight)), nearest(weight))
+    )
+    assert lost < 0.7 * by_table
+    assert by_table < by_nearest
+
+
+def test_an_input_that_calibration_never_saw_does_not_spoil_a_4_bit_product(rng):
+    weight = rng.standard_normal((8, 64)).astype(np.float32)
+    moments = np.zeros((64, 64), np.float32)
+    moments[:32, :32] = np.eye(32)
+    for seen in (moments, np.zeros_like(moments)):
+        rounded = unpack(*quantize_product(weight, seen))
+        assert np.abs(rounded - weight).max() < 0.5
 
 
 def test_zero_weights_stay_zero():
     for quantize in (quantize_columns, quantize_rows):
         values, scale = quantize(np.zeros((4, 4), np.float32))
         assert not (values * scale).any()
-    assert not unpack(*quantize_blocks(np.zeros((2, 64), np.float32))).any()
+    zeros = np.zeros((2, 64), np.float32)
+    assert not unpack(*quantize_table(zeros)).any()
+    assert not unpack(*quantize_product(zeros, np.eye(64))).any()
 
 
 def test_a_width_that_4_bit_blocks_do_not_fill_is_refused():
     with pytest.raises(ValueError, match="multiple of 32, got 33"):
-        quantize_blocks(np.zeros((2, 33), np.float32))
+        quantize_table(np.zeros((2, 33), np.float32))
 
 
 def test_smoothing_changes_no_product_and_tames_an_outlier(rng):

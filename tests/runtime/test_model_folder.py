@@ -14,6 +14,7 @@ from m3edge.model_folder import (
     TOKENIZER,
     WEIGHTS,
     ModelInfo,
+    checked_model_folder,
     read_model_folder,
     write_manifest,
 )
@@ -45,6 +46,19 @@ def test_one_altered_byte_is_noticed(folder, name):
     (folder / name).write_bytes(data)
     with pytest.raises(FormatError, match=rf"{name}: altered.*again"):
         read_model_folder(folder)
+
+
+def test_altered_weights_come_before_the_error_that_they_caused(folder):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes().swapcase())
+    with pytest.raises(FormatError, match=rf"{WEIGHTS}: altered"), checked_model_folder(folder):
+        raise ValueError("the graph cannot be loaded")
+
+
+@pytest.mark.parametrize("name", [GRAPH, TOKENIZER, PARITY])
+def test_what_is_parsed_is_checked_before_anybody_reads_it(folder, name):
+    (folder / name).write_bytes((folder / name).read_bytes().swapcase())
+    with pytest.raises(FormatError, match=rf"{name}: altered"), checked_model_folder(folder):
+        pytest.fail("the block ran")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,10 +1,20 @@
 """What a session decides about the CPU it runs on, tried on CPUs that are not at hand."""
 
+import numpy as np
 import onnxruntime
 import pytest
 
 from m3edge import session
-from m3edge.session import available_cpus, multiplies_bytes, products_saturate, session_options
+from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT
+from m3edge.session import (
+    OnnxruntimeSession,
+    available_cpus,
+    bucket,
+    multiplies_bytes,
+    open_session,
+    products_saturate,
+    session_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +57,33 @@ def test_weights_are_turned_unsigned_only_where_products_saturate(monkeypatch, s
 
 def test_at_least_one_cpu_is_available():
     assert available_cpus() >= 1
+
+
+def test_buckets_are_few_and_leave_at_most_a_third_empty():
+    buckets = {bucket(size) for size in range(1, 8193)}
+    assert len(buckets) == 26
+    assert all(size <= bucket(size) < 1.5 * size + 1 for size in range(1, 8193))
+    assert all(bucket(size) == size for size in buckets)
+
+
+def test_on_a_gpu_batches_come_in_few_shapes_and_with_the_same_results(mini_fp32, rng):
+    on_cpu = open_session(mini_fp32, "cpu")
+    shapes = set()
+
+    class Gpu:
+        """Stands for a session on a GPU: the same graph, and what it was given to run."""
+
+        def run(self, outputs, inputs):
+            shapes.add(inputs["input_ids"].shape)
+            return on_cpu.run(inputs["input_ids"], inputs["attention_mask"], outputs)
+
+    outputs = [DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT]
+    on_gpu = OnnxruntimeSession(Gpu(), "cuda", 1)
+    for n_texts, length in ((1, 9), (3, 17), (5, 21), (6, 24)):
+        ids = rng.integers(5, 200_000, (n_texts, length))
+        mask = np.tri(n_texts, length, length - n_texts, dtype=np.int64)
+        for ours, theirs in zip(on_gpu.run(ids, mask, outputs), on_cpu.run(ids, mask, outputs), strict=True):
+            assert ours.shape == theirs.shape
+            held = mask.astype(bool) if ours.ndim > 1 and ours.shape[1] == length else slice(None)
+            np.testing.assert_allclose(ours[held], theirs[held], atol=1e-5)
+    assert shapes == {(1, 12), (3, 24), (6, 24)}
