@@ -71,7 +71,7 @@ def calibrate(
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         statistics: dict[str, Seen] = {}
-        moments: dict[str, np.ndarray] = {}
+        moments = {name: _Moments() for name in names if name in with_moments}
         n_tokens = 0
         texts = [*texts, *_short_texts(texts)]
         prefixes = list(dict.fromkeys([*prefixes, ""]))
@@ -82,9 +82,8 @@ def calibrate(
                 values = session.run(names, dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)))
                 for name, value in zip(names, values, strict=True):
                     least, largest, total, _ = statistics.get(name, (np.inf, -np.inf, 0.0, None))
-                    if name in with_moments:
-                        rows = value.reshape(-1, value.shape[-1])
-                        moments[name] = moments.get(name, np.float32(0)) + rows.T @ rows
+                    if name in moments:
+                        moments[name].add(value.reshape(-1, value.shape[-1]))
                     statistics[name] = Seen(
                         np.minimum(least, value.min(axis=0)),
                         np.maximum(largest, value.max(axis=0)),
@@ -94,11 +93,42 @@ def calibrate(
                 bar.update()
     finally:
         path.unlink()
-    for total in moments.values():
-        total /= n_tokens
     return {
-        name: seen._replace(mean=seen.mean / n_tokens, moments=moments.get(name)) for name, seen in statistics.items()
+        name: seen._replace(
+            mean=seen.mean / n_tokens, moments=moments[name].sum() / n_tokens if name in moments else None
+        )
+        for name, seen in statistics.items()
     }
+
+
+class _Moments:
+    """The sum of x xᵀ over rows x that come a few at a time: rows are gathered first, because each addition to the sum
+    costs width² numbers, however few the rows."""
+
+    _ENOUGH = 1024  # rows
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._total: np.ndarray | None = None
+
+    def add(self, rows: np.ndarray) -> None:
+        """rows: float32 [n, width]; kept until there are enough of them"""
+        self._rows.append(rows)
+        if sum(map(len, self._rows)) >= self._ENOUGH:
+            self.sum()
+
+    def sum(self) -> np.ndarray:
+        """float32 [width, width]"""
+        if self._rows:
+            gathered = np.concatenate(self._rows)
+            self._rows = []
+            product = gathered.T @ gathered
+            if self._total is None:
+                self._total = product
+            else:
+                self._total += product
+        assert self._total is not None, "no rows were added"
+        return self._total
 
 
 def _short_texts(texts: Sequence[str]) -> list[str]:
