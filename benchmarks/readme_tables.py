@@ -78,7 +78,7 @@ def bench_setup() -> str:
 
 
 def bench_picture() -> str:
-    names = ", ".join(model["precision"] for model in result(f"{BENCH}/bench")["models"])
+    names = ", ".join(model["name"] for model in result(f"{BENCH}/bench")["models"])
     return f"![nDCG@10 against the time of a query, for {names}](benchmarks/results/{BENCH}/quality-latency.svg)"
 
 
@@ -101,8 +101,8 @@ def bench_growth() -> str:
 
 def int8_speed() -> str:
     """How many times as fast as fp32: documents in bulk, one query."""
-    by_precision = {model["precision"]: model for model in result(f"{BENCH}/bench")["models"]}
-    fp32, int8 = by_precision["fp32"], by_precision["int8"]
+    models = {(model["precision"], model["provider"]): model for model in result(f"{BENCH}/bench")["models"]}
+    fp32, int8 = models["fp32", "cpu"], models["int8", "cpu"]
     return (
         f"{int8['documents_per_s'] / fp32['documents_per_s']:.1f} times as many documents a second as fp32 and answers "
         f"a query in {int8['latency_ms']['p50']:.1f} ms instead of {fp32['latency_ms']['p50']:.1f}"

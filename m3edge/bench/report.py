@@ -45,7 +45,7 @@ def quality_table(models: list[dict[str, Any]], metric: str = "nDCG@10") -> str:
 
 
 def speed_table(models: list[dict[str, Any]]) -> str:
-    header = ["model", "MB on disk", "query p50 ms", "p95", "p99", "documents/s", "tokens/s", "cold start s"]
+    header = ["model", "engine", "MB on disk", "query p50 ms", "p95", "p99", "documents/s", "tokens/s", "cold start s"]
     return table([*header, "MB querying", "MB encoding", "MB indexing"], [_speed_row(model) for model in models])
 
 
@@ -92,6 +92,7 @@ def _speed_row(model: dict[str, Any]) -> list[str]:
     latency = model["latency_ms"]
     return [
         model["name"],
+        {"cpu": "onnxruntime"}.get(model["provider"], model["provider"]),
         f"{model['size_bytes'] / 1e6:.0f}",
         *(f"{latency[name]:.1f}" for name in ("p50", "p95", "p99")),
         f"{model['documents_per_s']:.1f}",

@@ -160,6 +160,7 @@ class _ModelRun:
         return {
             "name": self.name,
             "precision": self.info.precision,
+            "provider": index["provider"],
             "fingerprint": self.info.fingerprint,
             "size_bytes": sum(path.stat().st_size for path in self._folder.iterdir() if path.is_file()),
             "quality": quality["modes"],

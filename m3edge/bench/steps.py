@@ -32,7 +32,8 @@ _SAMPLE_DOCUMENTS = 256
 
 
 def index_step(job: dict[str, Any]) -> dict[str, Any]:
-    """Build the index, looking at it as it grows: seconds, peak memory, and for each size milliseconds and bytes."""
+    """Build the index, looking at it as it grows: the engine, seconds, peak memory, and milliseconds and bytes at each
+    size."""
     dataset, encoder = _dataset(job), _encoder(job)
     folder = Path(job["index"])
     if folder.exists():
@@ -63,7 +64,9 @@ def index_step(job: dict[str, Any]) -> dict[str, Any]:
                 "size_bytes": sum(path.stat().st_size for path in folder.iterdir()),
             }
         )
-    return {"seconds": round(seconds, 2), "peak_mb": peak_memory_mb(), "growth": growth}
+    return {
+        "provider": encoder.provider, "seconds": round(seconds, 2), "peak_mb": peak_memory_mb(), "growth": growth,
+    }  # fmt: skip
 
 
 def quality_step(job: dict[str, Any]) -> dict[str, Any]:

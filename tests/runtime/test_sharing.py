@@ -114,8 +114,8 @@ def test_searches_of_the_old_snapshot_do_not_see_what_the_graph_is_taking_in(mad
     before = search(made_index, made, k=20)
     add = DenseIndex.add
 
-    def add_and_stop(self, *arguments):
-        add(self, *arguments)
+    def add_and_stop(self, *arguments, **named):
+        add(self, *arguments, **named)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(DenseIndex, "add", add_and_stop)
