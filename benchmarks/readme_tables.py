@@ -200,6 +200,25 @@ def quality_means() -> str:
     return table([f"mean of {len(rows)} sets", *MODES], [["nDCG@10", *means]])
 
 
+def quality_loss() -> str:
+    """nDCG@10 in fp32, and how many points the others lose, over the sets that all were measured on."""
+    folder = "quality-precisions"
+    reports = {
+        title: {row["dataset"]: row["modes"] for row in result(f"{folder}/{name}")["rows"]}
+        for title, name in (("fp32", "fp32"), ("int8", "int8"), ("int8, static, on OpenVINO", "int8-openvino"))
+    }
+    sets = [name for name in reports["fp32"] if all(name in rows for rows in reports.values())]
+    modes = ("dense", "sparse", "tokens", "dense+sparse", "all")
+    means = {
+        title: {mode: 100 * float(np.mean([rows[name][mode]["nDCG@10"] for name in sets])) for mode in modes}
+        for title, rows in reports.items()
+    }
+    lines = [["fp32, nDCG@10", *(f"{means['fp32'][mode] / 100:.4f}" for mode in modes)]]
+    for title in list(means)[1:]:
+        lines.append([f"{title}, points lost", *(f"{means['fp32'][m] - means[title][m]:.2f}" for m in modes)])
+    return f"{table([f'mean of {len(sets)} sets', *modes], lines)}\n\n({', '.join(sets)}; 200 queries each)"
+
+
 def codec_quality() -> str:
     """What int8 token vectors cost against fp16."""
     before, after = (result(name)["rows"] for name in ("quality-mini-int8-tokens-fp16", "quality-mini-int8"))
@@ -378,6 +397,7 @@ def _bytes_a_token(codec: str, dim: int) -> int:
 def precisions() -> str:
     columns = {
         "graph_mb": ("MB", ".0f"),
+        "first_vector_seconds": ("first vector, s", ".2f"),
         "dense_cosine_mean": ("dense cos mean", ".5f"),
         "dense_cosine_p1": ("p1", ".5f"),
         "dense_cosine_worst": ("worst", ".5f"),
@@ -387,10 +407,14 @@ def precisions() -> str:
         "sparse_jaccard": ("Jaccard", ".4f"),
     }
     lines = [
-        [row["precision"], *(format(row[key], form) for key, (_, form) in columns.items())]
+        [_run_name(row["precision"], row["engine"]), *(format(row[key], form) for key, (_, form) in columns.items())]
         for row in result("precisions-mini")["rows"]
     ]
     return table(["precision", *(title for title, _ in columns.values())], lines)
+
+
+def _run_name(precision: str, engine: str) -> str:
+    return precision if engine == "cpu" else f"{precision}, static, on OpenVINO"
 
 
 def filters() -> str:
@@ -614,6 +638,7 @@ MADE: dict[str, Callable[[], str]] = {
     "peers-versions": peers_versions,
     "quality": quality,
     "quality-means": quality_means,
+    "quality-loss": quality_loss,
     "codec-quality": codec_quality,
     "lexical": lexical,
     "lexical-sets": lexical_sets,
