@@ -489,6 +489,12 @@ def four_bits_setup() -> str:
     return f"({report['texts']} texts in twelve languages{searched if report['datasets'] else ''})"
 
 
+def four_bits_line() -> str:
+    rows = result("four-bits")["roundings"]
+    gptq, nearest = (rows[name]["dense_cosine_mean"] for name in ("GPTQ", "nearest"))
+    return f"{gptq:.3f}; rounded to the nearest, {nearest:.3f}"
+
+
 def token_store() -> str:
     """Points of nDCG@10 lost against fp16 without pooling, means over the data sets."""
     rows = result("token-store")["rows"]
@@ -623,6 +629,7 @@ MADE: dict[str, Callable[[], str]] = {
     "start-setup": start_setup,
     "four-bits": four_bits,
     "four-bits-setup": four_bits_setup,
+    "four-bits-line": four_bits_line,
     "bench-setup": bench_setup,
     "bench-picture": bench_picture,
     "bench-speed": bench_speed,
