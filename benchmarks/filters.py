@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine
-from synthetic import SyntheticEncoder, build_index
+from synthetic import SyntheticEncoder, add_graph, open_or_build_index
 
 from m3edge import kernels
 from m3edge.embeddings import Embeddings
@@ -39,10 +39,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000)
     options = parser.parse_args()
     encoder = SyntheticEncoder(DIM, TOKENS)
-    folder = options.folder / f"synthetic-{options.documents}"
-    if not folder.exists():
-        build_index(folder, encoder, options.documents, dense="exact").close()
-    with Index.open(folder, encoder) as index:  # type: ignore[arg-type]
+    with open_or_build_index(options.folder, encoder, options.documents) as index:
         queries = [
             encoder.encode_queries(f"query {number}")
             for number in np.random.default_rng(2).integers(0, len(index), QUERIES)
@@ -51,8 +48,7 @@ def main() -> None:
         index.search(queries[0], filter={"share": {"$lt": 0.5}})
         first_s = time.perf_counter() - start
         rows = [row for share in SHARES for row in measure(index, queries, share, "exact")]
-        with index._view.reading() as current:
-            current.state.dense.build_graph()
+        add_graph(index)
         rows += [row for share in SHARES for row in measure(index, queries, share, "hnsw")]
     report = {
         "machine": describe_machine(),

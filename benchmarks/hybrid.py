@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine
-from synthetic import SyntheticEncoder, build_index
+from synthetic import SyntheticEncoder, add_graph, open_or_build_index
 
 from m3edge import kernels
 from m3edge.files import write_atomically
@@ -35,16 +35,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000)
     options = parser.parse_args()
     encoder = SyntheticEncoder(DIM, TOKENS)
-    folder = options.folder / f"synthetic-{options.documents}"
-    if not folder.exists():
-        start = time.perf_counter()
-        build_index(folder, encoder, options.documents, dense="exact").close()
-        print(f"{folder}: built in {time.perf_counter() - start:.0f} s")
-    with Index.open(folder, encoder) as index:  # type: ignore[arg-type]
+    with open_or_build_index(options.folder, encoder, options.documents) as index:
         rows = [{"dense": "exact", **measure(index, encoder)}]
         start = time.perf_counter()
-        with index._view.reading() as current:
-            current.state.dense.build_graph()
+        add_graph(index)
         rows.append({"dense": "hnsw", "build_s": round(time.perf_counter() - start, 1), **measure(index, encoder)})
     report = {"machine": describe_machine(), "kernels": kernels.DESCRIPTION, "documents": options.documents}
     RESULTS.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ between .7 and .85. Tokens are drawn by Zipf's law from 250,000; weights are wha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,22 @@ def build_index(folder: Path, encoder: SyntheticEncoder, n: int, *, dense: str =
         for i in range(n)
     )
     return index
+
+
+def open_or_build_index(folder: Path, encoder: SyntheticEncoder, n: int) -> Index:
+    """The index of n documents in folder, made first when it is not there; without a graph."""
+    path = folder / f"synthetic-{n}"
+    if not path.exists():
+        start = time.perf_counter()
+        build_index(path, encoder, n, dense="exact").close()
+        print(f"{path}: built in {time.perf_counter() - start:.0f} s")
+    return Index.open(path, encoder)  # type: ignore[arg-type]
+
+
+def add_graph(index: Index) -> None:
+    """Let an open index without a graph have one, until it is closed."""
+    with index._view.reading() as current:
+        current.state.dense.build_graph()
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
