@@ -89,7 +89,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from m3edge.bench.report import markdown, write_plots
+    from m3edge.bench.plots import write_plots
+    from m3edge.bench.report import markdown
     from m3edge.bench.run import BenchSettings, bench
 
     settings = BenchSettings(
