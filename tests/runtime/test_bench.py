@@ -51,7 +51,9 @@ def test_the_report_holds_every_measure_of_every_model(report_folder, mini_int8,
         assert 0 < model["latency_ms"]["p50"] <= model["latency_ms"]["p95"] <= model["latency_ms"]["p99"]
         assert model["start_s"]["total"] > model["start_s"]["load model"] > 0
         assert model["encode_peak_mb"] >= model["query_peak_mb"] > 50
-        assert model["documents_per_s"] > 0
+        assert model["tokens_per_s"] > model["documents_per_s"] > 0
+        assert model["size_bytes"] > 50e6
+        assert model["index"]["peak_mb"] > 50
         assert [row["documents"] for row in model["index"]["growth"]] == [3, 6, 12, 24]
     expected = evaluate(Encoder.load(mini_int8), read_beir(small_beir))
     assert report["models"][0]["quality"] == expected.modes

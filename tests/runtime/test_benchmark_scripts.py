@@ -1,5 +1,6 @@
 """The scripts in benchmarks/, run as their README says, on little data: each leaves a file and prints a table."""
 
+import importlib
 import json
 import re
 import shutil
@@ -170,6 +171,72 @@ def test_lexical_weights_are_compared_on_two_parts(run, mini_int8, small_beir):
     assert {row["part"] for row in report["rows"]} == {"choose", "confirm"}
     assert all(set(row["presets"]) == {"general", "long", "flagembedding"} for row in report["rows"])
     assert "| confirm | `general` | `bm25` |" in printed
+
+
+@pytest.fixture
+def run_small(modules, tmp_path, monkeypatch):
+    """Run a script that has no --out in this process, with some of its constants made small; returns its JSON."""
+
+    def run_small(script, *arguments, result, **constants):
+        module = importlib.import_module(script)
+        out = tmp_path / "results"
+        out.mkdir(exist_ok=True)
+        for name, value in {"RESULTS": out, **constants}.items():
+            monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        module.main()
+        return json.loads((out / result).read_bytes())
+
+    return run_small
+
+
+def test_whole_searches_and_filtered_ones_are_timed_with_a_graph_and_without(run_small, tmp_path):
+    arguments = (tmp_path / "index", "--documents", 400)
+    hybrid = run_small("hybrid", *arguments, result="hybrid.json", QUERIES=4)
+    assert [row["dense"] for row in hybrid["rows"]] == ["exact", "hnsw"]
+    assert all(row["p99_ms"] >= row["median_ms"] > 0 for row in hybrid["rows"])
+    filters = run_small("filters", *arguments, result="filters.json", QUERIES=4, SHARES=(0.5, 0.1))
+    assert {(row["dense"], row["way"]) for row in filters["rows"]} == {
+        ("exact", "chosen"), ("hnsw", "chosen"), ("hnsw", "graph"), ("hnsw", "scan"),
+    }  # fmt: skip
+    assert all(row["recall@10"] > 0.9 for row in filters["rows"])
+
+
+def test_every_codec_and_pooling_is_measured_by_the_same_vectors(run_small, mini_int8, small_beir, tmp_path):
+    out = tmp_path / "results" / "token-store.json"
+    arguments = (mini_int8, small_beir, "--queries", 3)
+    report = run_small("token_store", *arguments, result="token-store.json", RESULTS=out)
+    rows = {(row["codec"], row["pooling"]): row for row in report["rows"]}
+    assert len(rows) == 12
+    assert rows["fp16", 1]["bytes_a_token"] == 768
+    assert rows["int8", 1]["bytes_a_token"] == 388
+    assert rows["binary", 2]["bytes_a_token"] < 30
+
+
+def test_kernels_are_timed_beside_numpy(run_small):
+    report = run_small("maxsim", result="maxsim.json", N_DOCUMENTS=4, N_TOKENS=60, REPEATS=1)
+    assert {"numpy fp32", "store int8", "store fp16", "store int4", "store binary"} <= {
+        row["what"] for row in report["rows"]
+    }
+    sizes = ((500, 16),)
+    report = run_small("dense", result="dense.json", SIZES=sizes, GRAPH_SIZE=sizes[0], K=5, QUERIES=5)
+    assert all(row["recall@100"] > 0.9 for row in report["rows"])
+
+
+def test_a_start_is_taken_apart(run_small, mini_int8):
+    report = run_small("start", mini_int8, "--rounds", 1, result="start-m3-mini-int8.json")
+    assert report["whole"]["first vector"] > report["parts"]["import m3edge"] > 0
+    assert report["parsed"]["peak_mb"] > report["whole"]["peak_mb"]
+
+
+def test_the_commands_that_are_shown_have_options_that_their_scripts_know():
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *BENCHMARKS.glob("*.md"))
+    commands = [line for page in pages for line in re.findall(r"python benchmarks/[^`#\n]+", page.read_text())]
+    assert len(commands) > 25
+    for command in commands:
+        script, *words = command.removeprefix("python ").split()
+        known = re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text())
+        assert {word for word in words if word.startswith("--")} <= set(known), command
 
 
 def test_the_readme_lists_every_script_and_no_other():
