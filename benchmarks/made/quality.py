@@ -24,10 +24,19 @@ def means() -> str:
     return table([f"mean of {len(sets)} sets", *MODES], [["nDCG@10", *cells]])
 
 
+def setup() -> str:
+    """Which file holds how many sets, and what it was measured with."""
+    lines = []
+    for title, file in _files().items():
+        report = result(file)
+        machine = report["machine"]
+        lines.append(f"{title}: {len(report['rows'])} sets, {machine['date']}, commit {machine['commit']}")
+    return "; ".join(lines)
+
+
 def by_precision() -> str:
     """nDCG@10 in fp32, and how many points the others lose, over the sets that all were measured on."""
-    files = {title: f"quality/{name}" for name, title in PRECISIONS.items() if is_there(f"quality/{name}")}
-    reports = {title: modes_by_set(file) for title, file in files.items()}
+    reports = {title: modes_by_set(file) for title, file in _files().items()}
     sets = common_sets(*reports.values())
     mean = {title: {m: mean_ndcg(report, sets, m) for m in METHODS} for title, report in reports.items()}
     fp32 = mean.pop("fp32")
@@ -38,6 +47,11 @@ def by_precision() -> str:
     missing = sorted({name for report in reports.values() for name in report} - set(sets))
     left_out = f"\n\n(Not measured in all of them, so not counted: {', '.join(missing)}.)" if missing else ""
     return table([f"mean of {len(sets)} sets", *METHODS], lines) + left_out
+
+
+def _files() -> dict[str, str]:
+    """What was measured of results/quality, by its title."""
+    return {title: f"quality/{name}" for name, title in PRECISIONS.items() if is_there(f"quality/{name}")}
 
 
 def lexical() -> str:
@@ -97,6 +111,7 @@ def long_documents() -> str:
 PARTS = {
     "quality": per_set,
     "quality-means": means,
+    "quality-setup": setup,
     "quality-loss": by_precision,
     "lexical": lexical,
     "lexical-sets": lexical_sets,
