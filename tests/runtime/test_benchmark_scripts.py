@@ -213,14 +213,15 @@ def test_every_codec_and_pooling_is_measured_by_the_same_vectors(run_small, mini
     assert rows["binary", 2]["bytes_a_token"] < 30
 
 
-def test_kernels_are_timed_beside_numpy(run_small):
+def test_kernels_are_timed_beside_numpy(run_small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # which takes long to import, and is compared with where it is
     report = run_small("maxsim", result="maxsim.json", N_DOCUMENTS=4, N_TOKENS=60, REPEATS=1)
     assert {"numpy fp32", "store int8", "store fp16", "store int4", "store binary"} <= {
         row["what"] for row in report["rows"]
     }
     sizes = ((500, 16),)
     report = run_small("dense", result="dense.json", SIZES=sizes, GRAPH_SIZE=sizes[0], K=5, QUERIES=5)
-    assert all(row["recall@100"] > 0.9 for row in report["rows"])
+    assert all(row["recall"] > 0.9 for row in report["rows"])
 
 
 def test_a_start_is_taken_apart(run_small, mini_int8):
