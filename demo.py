@@ -18,7 +18,7 @@ from m3edge_export.export import export_precisions
 from m3edge_export.mini import write_mini
 
 from m3edge import Document, Encoder, Index
-from m3edge.cli import format_hit
+from m3edge.commands.searching import format_hit
 
 ROOT = Path(__file__).parent
 CHECKPOINT = ROOT / "models" / "mini"

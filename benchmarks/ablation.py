@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import random
 import sys
 import time
@@ -35,11 +34,11 @@ from m3edge_export.training.negatives import mine_negatives
 from m3edge_export.training.passes import FrozenPass
 from m3edge_export.training.states import States, encode_states
 from m3edge_export.training.trainer import Trainer, Training, TrainingData
-from machine import RESULTS, ROOT, describe_machine
+from machine import RESULTS, ROOT
+from reports import resumed, save
 
 from m3edge.encoder import Encoder
 from m3edge.evaluation import BeirDataset, evaluate, read_beir
-from m3edge.files import write_atomically
 from m3edge.tokenization import TokenizedText, Tokenizer
 
 SETS = (
@@ -79,7 +78,15 @@ def main() -> None:
     bench = Bench(load_checkpoint(options.source, attention="sdpa"), options.work)
     training, held_out = read_training(options.train, options.passages, options.held_out, options.queries)
     data = bench.training_data(training)
-    report = _earlier(options.out, bench, options)
+    settings = {
+        "fingerprint": bench.info.fingerprint,
+        "passages": options.passages,
+        "held_out": options.held_out,
+        "queries": options.queries,
+        "documents": options.documents,
+        "steps": options.steps,
+    }
+    report = resumed(options.out, settings, trainings={}, rows=[])
     for name in options.variants:
         set_heads(bench, name, data, options.steps, report)
         for dataset in held_out:
@@ -254,7 +261,7 @@ def measure(bench: Bench, name: str, dataset: BeirDataset, max_length: int, repo
             "nDCG@10": scores,
         }
     )  # fmt: skip
-    write_atomically(out, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    save(out, report)
     print(f"{name}, {dataset.name}: {scores}", file=sys.stderr, flush=True)
 
 
@@ -270,23 +277,6 @@ def _rows(states: States, rows: torch.Tensor) -> States:
     at = torch.cat([torch.arange(start, end) for start, end in zip(starts, ends, strict=True)])
     lengths = torch.tensor([0, *(end - start for start, end in zip(starts, ends, strict=True))])
     return States(states.dense[rows], states.ids[at], states.hidden[at], torch.cumsum(lengths, 0))
-
-
-def _earlier(out: Path, bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """The unfinished report of the same encoder and settings, or a new one."""
-    settings = {
-        "fingerprint": bench.info.fingerprint,
-        "passages": options.passages,
-        "held_out": options.held_out,
-        "queries": options.queries,
-        "documents": options.documents,
-        "steps": options.steps,
-    }
-    if out.exists():
-        report: dict[str, Any] = json.loads(out.read_bytes())
-        if {key: report.get(key) for key in settings} == settings:
-            return report
-    return {**settings, "machine": describe_machine(), "trainings": {}, "rows": []}
 
 
 if __name__ == "__main__":

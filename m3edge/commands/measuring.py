@@ -1,4 +1,4 @@
-"""The commands `m3edge bench` and `m3edge tune`: their options, and what they print."""
+"""`m3edge eval`, `bench` and `tune`: a model on judged queries, models side by side, the weights of an index."""
 
 from __future__ import annotations
 
@@ -8,31 +8,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m3edge.encoder import Encoder
+from m3edge.commands.options import (
+    DEFAULT,
+    add_json_option,
+    add_model_option,
+    add_session_options,
+    load_encoder,
+    noted_model,
+    positive,
+)
 from m3edge.files import write_atomically
 from m3edge.index import Index
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.tokens import CODECS
-from m3edge.session import PROVIDERS
-
-_DEFAULT = "default: %(default)s"
 
 
 def add_commands(commands: Any) -> None:
-    """Add both to the subparsers of the `m3edge` command."""
+    """Add all three to the subparsers of the `m3edge` command."""
+    evaluate = commands.add_parser("eval", help="measure retrieval quality on a data set in the BEIR layout")
+    evaluate.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    evaluate.add_argument("data", type=Path, metavar="BEIR_FOLDER", help="corpus.jsonl, queries.jsonl, qrels/test.tsv")
+    evaluate.add_argument("--queries", type=positive, metavar="N", help="only the first N judged queries")
+    add_json_option(evaluate)
+    add_session_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
     bench = commands.add_parser("bench", help="measure model folders: quality, speed, size, memory, and draw it")
     bench.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model folders to compare")
     _add_data_options(bench)
-    bench.add_argument("--docs", type=_positive, metavar="N", help="only the judged documents and the first others, N")
-    bench.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help=f"for results; {_DEFAULT}")
-    bench.add_argument("--rounds", type=_positive, default=3, metavar="N", help=f"of measuring speed; {_DEFAULT}")
-    bench.add_argument("--token-codec", choices=CODECS, default="int8", help=f"of the indexes; {_DEFAULT}")
+    add_session_options(bench, cache=False)
+    bench.add_argument("--docs", type=positive, metavar="N", help="only the judged documents and the first others, N")
+    bench.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help=f"for results; {DEFAULT}")
+    bench.add_argument("--rounds", type=positive, default=3, metavar="N", help=f"of measuring speed; {DEFAULT}")
+    bench.add_argument("--token-codec", choices=CODECS, default="int8", help=f"of the indexes; {DEFAULT}")
     bench.set_defaults(run=_bench)
 
     tune = commands.add_parser("tune", help="find the weights that rank your judged queries best, and if it matters")
     tune.add_argument("index", type=Path, metavar="INDEX", help="index folder, built from the data set's corpus")
     _add_data_options(tune)
-    tune.add_argument("--model", type=Path, metavar="MODEL", help="model folder; by default the one it was built with")
+    add_session_options(tune)
+    add_model_option(tune)
     tune.add_argument(
         "--lexical",
         type=_kinds,
@@ -40,24 +55,16 @@ def add_commands(commands: Any) -> None:
         metavar="A,B",
         help=f"that compete, of {','.join(LEXICAL)}",
     )
-    tune.add_argument("--metric", default="nDCG@10", help=f"in ir-measures' spelling; {_DEFAULT}")
-    tune.add_argument("--folds", type=_positive, default=5, metavar="N", help=f"of the cross-validation; {_DEFAULT}")
-    tune.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    tune.add_argument("--metric", default="nDCG@10", help=f"in ir-measures' spelling; {DEFAULT}")
+    tune.add_argument("--folds", type=positive, default=5, metavar="N", help=f"of the cross-validation; {DEFAULT}")
+    add_json_option(tune)
     tune.set_defaults(run=_tune)
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="BEIR_FOLDER", help="corpus, queries and qrels")
-    parser.add_argument("--split", default="test", help=f"which qrels; {_DEFAULT}")
-    parser.add_argument("--queries", type=_positive, metavar="N", help="only the first N judged queries")
-    parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto", help=_DEFAULT)
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads; by default all that are allowed")
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {value!r}")
-    return int(value)
+    parser.add_argument("--split", default="test", help=f"which qrels; {DEFAULT}")
+    parser.add_argument("--queries", type=positive, metavar="N", help="only the first N judged queries")
 
 
 def _kinds(value: str) -> list[str]:
@@ -67,8 +74,23 @@ def _kinds(value: str) -> list[str]:
     return kinds
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    from m3edge.evaluation import METRICS, evaluate, read_beir
+
+    dataset = read_beir(options.data, n_queries=options.queries)
+    result = evaluate(load_encoder(options, options.model), dataset, progress=None)
+    if options.json:
+        print(json.dumps(result.to_json(), ensure_ascii=False))
+        return
+    print(f"{result.dataset}: {result.documents} documents, {result.queries} queries")
+    print(f"{'':14}" + "".join(f"{name:>10}" for name in METRICS))
+    for mode, values in result.modes.items():
+        print(f"{mode:14}" + "".join(f"{values[name]:10.4f}" for name in METRICS))
+
+
 def _bench(options: argparse.Namespace) -> None:
-    from m3edge.bench.report import markdown, write_plots
+    from m3edge.bench.plots import write_plots
+    from m3edge.bench.report import markdown
     from m3edge.bench.run import BenchSettings, bench
 
     settings = BenchSettings(
@@ -98,8 +120,7 @@ def _tune(options: argparse.Namespace) -> None:
 
     dataset = read_beir(options.data, split=options.split, n_queries=options.queries)
     folder = options.model or noted_model(options.index)
-    encoder = Encoder.load(folder, options.provider, n_threads=options.threads)
-    with Index.open(options.index, encoder, progress=None) as index:
+    with Index.open(options.index, load_encoder(options, folder), progress=None) as index:
         result = tune(
             index, dataset, lexical=options.lexical, metric=options.metric, folds=options.folds, progress=None
         )
@@ -125,15 +146,6 @@ def _tune(options: argparse.Namespace) -> None:
 
 def _written(weights: tuple[float, ...]) -> str:
     return ",".join(f"{weight:g}" for weight in weights)
-
-
-def noted_model(index_folder: Path) -> Path:
-    """The model folder that `m3edge index` noted in an index. Raises ValueError when there is no such note."""
-    with Index.open(index_folder) as index:
-        noted = index.note("model_folder")
-    if noted is None:
-        raise ValueError(f"{index_folder} does not say where its model folder is; name it with --model")
-    return Path(noted)
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,148 @@
+"""The index: filters, whole searches, how token vectors are stored, growth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from m3edge._kernels_numpy import record_bytes
+from m3edge.bench.report import table
+
+from .results import result
+
+BITS = {"int8": 8, "int4": 4, "binary": 1}
+
+
+def filters() -> str:
+    """The way that is chosen; without a filter: the dense part of benchmarks/hybrid.py."""
+    unfiltered = {row["dense"]: row["parts_median_ms"]["dense"] for row in result("hybrid")["rows"]}
+    rows = [row for row in result("filters")["rows"] if row["way"] == "chosen"]
+    shares = sorted({row["share"] for row in rows}, reverse=True)
+    lines = []
+    for kind in ("exact", "hnsw"):
+        by_share = {row["share"]: row for row in rows if row["dense"] == kind}
+        cells = [f"{by_share[share]['dense_ms']:.1f} ({by_share[share]['dense_p99_ms']:.1f})" for share in shares]
+        lines.append([f"`{kind}`", f"{unfiltered[kind]:.1f}", *cells])
+    return table(["dense part, ms (p99)", "no filter", *(f"{100 * share:g} % pass" for share in shares)], lines)
+
+
+def filters_recall() -> str:
+    rows = [row for row in result("filters")["rows"] if row["way"] == "chosen"]
+    return f"at least {min(row['recall@10'] for row in rows)}"
+
+
+def hybrid() -> str:
+    exact, hnsw = (next(row for row in result("hybrid")["rows"] if row["dense"] == kind) for kind in ("exact", "hnsw"))
+    return (
+        f"{exact['median_ms']:.1f} ms with `exact` and {hnsw['median_ms']:.1f} ms (p99 {hnsw['p99_ms']:.1f}) with "
+        f"`hnsw`, whose graph takes {hnsw['build_s']:.0f} s to build; `search_batch` answers "
+        f"{exact['batch_queries_a_second']} and {hnsw['batch_queries_a_second']} queries a second where single "
+        f"searches answer {exact['single_queries_a_second']} and {hnsw['single_queries_a_second']}"
+    )
+
+
+def codecs() -> str:
+    rows = {row["what"]: row for row in result("maxsim")["rows"] if row["dim"] == 384 and row["threads"] == 2}
+    lines = []
+    for codec in ("int8", "fp16", "int4", "binary"):
+        row = rows[f"store {codec}"]
+        name = "`int8`, the default" if codec == "int8" else f"`{codec}`"
+        sizes = [str(_bytes_a_token(codec, dim)) for dim in (384, 1024)]
+        error = np.format_float_positional(row["largest_error"], 1, fractional=False)
+        lines.append([name, *sizes, error, f"{row['median_ms']:.1f}"])
+    header = ["`token_codec`", "bytes a token, mini (384)", "BGE-M3 (1,024)"]
+    return table([*header, "largest error of a score (1)", "100 documents, ms (1)"], lines)
+
+
+def numpy_maxsim() -> str:
+    (row,) = [row for row in result("maxsim")["rows"] if row["dim"] == 384 and row["what"] == "numpy fp32"]
+    return f"{row['median_ms']:.1f} ms"
+
+
+def _bytes_a_token(codec: str, dim: int) -> int:
+    return 2 * dim if codec == "fp16" else record_bytes(dim, BITS[codec])
+
+
+def token_store() -> str:
+    """Points of nDCG@10 lost against fp16 without pooling, means over the data sets."""
+    rows = result("token-store")["rows"]
+
+    def mean(codec: str, pooling: int, name: str) -> float:
+        return float(np.mean([row[name] for row in rows if (row["codec"], row["pooling"]) == (codec, pooling)]))
+
+    lines = []
+    for codec in ("fp16", "int8", "int4", "binary"):
+        cells = []
+        for pooling in (1, 2, 3):
+            lost = [100 * (mean("fp16", 1, part) - mean(codec, pooling, part)) for part in ("tokens", "all")]
+            cells.append(
+                f"{mean(codec, pooling, 'bytes_a_token'):.0f}: {lost[0]:.2f}, {lost[1]:.2f}".replace("-0.00", "0.00")
+            )
+        lines.append([f"`{codec}`", *cells])
+    return table(["`token_codec`", "pooling 1: bytes a token, tokens, all", "pooling 2", "pooling 3"], lines)
+
+
+def scale() -> str:
+    """A row for each number of documents; what no step measured yet stays empty."""
+    header = [
+        "documents", "dense", "writing s (CPU)", "indexing s (CPU)", "MB on disk",
+        "MB while writing: first, last tenth",
+        "MB at most", "open s", "from disk", "search ms p50, p99", "dense alone", "exact", "filtered",
+        "compacting half s",
+    ]  # fmt: skip
+    lines = []
+    for n, row in result("scale").items():
+        build, search, compact = (row.get(step, {}) for step in ("build", "search", "compact"))
+        memory, size = build.get("memory_mib", {}), search.get("size_mib") or build.get("size_mib")
+        dense = search.get("dense_hnsw_ms")
+        lines.append(
+            [
+                f"{int(n):,}",
+                f"`{search.get('dense') or build.get('dense', '')}`",
+                _seconds_and_cpu(build.get("write")),
+                _seconds_and_cpu(build.get("commit and index")),
+                f"{sum(size.values()):,.0f}" if size else "",
+                f"{memory['first tenth']:.0f}, {memory['last tenth']:.0f}" if memory else "",
+                f"{memory['peak']:,.0f}" if memory else "",
+                f"{search['open']['wall_s']:.2f}" if search else "",
+                f"{search['open_cold']['wall_s']:.2f}" if search else "",
+                _p50_p99(search.get("search_ms")),
+                f"{_p50_p99(dense)} (recall {search['hnsw_recall@10']:.3f})" if dense else "",
+                _p50_p99(search.get("dense_exact_ms")),
+                _p50_p99(search.get("filtered_ms")),
+                f"{compact['compact']['wall_s']:.1f}" if compact else "",
+            ]
+        )
+    return table(header, lines)
+
+
+def scale_line() -> str:
+    """The largest index that was opened."""
+    measured = [(n, row["search"]) for n, row in result("scale").items() if "search" in row]
+    if not measured:
+        return "(not measured yet)"
+    n, found = measured[-1]
+    return (
+        f"An index of {int(n):,} documents, `{found['dense']}`, opens in {found['open']['wall_s']:.2f} s when its "
+        f"derived files are current, and answers in {found['search_ms']['p50']:.1f} ms "
+        f"(p99 {found['search_ms']['p99']:.1f})"
+    )
+
+
+def _seconds_and_cpu(part: dict[str, float] | None) -> str:
+    return f"{part['wall_s']:.0f} ({part['cpu_s']:.0f})" if part else ""
+
+
+def _p50_p99(part: dict[str, float] | None) -> str:
+    return f"{part['p50']:.1f}, {part['p99']:.1f}" if part else ""
+
+
+PARTS = {
+    "filters": filters,
+    "filters-recall": filters_recall,
+    "hybrid": hybrid,
+    "codecs": codecs,
+    "numpy-maxsim": numpy_maxsim,
+    "token-store": token_store,
+    "scale": scale,
+    "scale-line": scale_line,
+}

@@ -1,0 +1,144 @@
+"""m3edge beside its peers: what peers/run.py and full_size.py found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m3edge.bench.report import table
+
+from .results import is_there, result
+
+TASKS = ("encode", "maxsim", "dense", "search")
+
+
+def encode() -> str:
+    rows = [
+        [
+            row["name"], str(row["heads"]), f"{row['query_ms']:.1f}", f"{row['passages_per_s']:.1f}",
+            f"{row['m3edge_times_as_fast']:.2f}", f"{row['cosine']:.4f}",
+        ]
+        for row in _running("encode")
+    ]  # fmt: skip
+    columns = ["heads", "query ms", "passages/s", "m3edge int8 is × as fast", "cosine to fp32"]
+    return table(["encoder, mini's weights", *columns], rows)
+
+
+def search() -> str:
+    rows = [
+        [row["name"], f"{row['query_ms']:.1f}", f"{row['m3edge_times_as_fast']:.2f}", f"{row['nDCG@10']:.3f}"]
+        for row in _running("search")
+    ]
+    return table(["search, vectors given", "query ms", "m3edge is × as fast", "nDCG@10"], rows)
+
+
+def maxsim() -> str:
+    rows = [
+        [row["name"], f"{row['query_ms']:.2f}", f"{row['m3edge_times_as_fast']:.1f}", f"{row['largest_error']:.5f}"]
+        for row in _running("maxsim")
+    ]
+    return table(["MaxSim, 100 documents", "ms", "m3edge int8 is × as fast", "largest error"], rows)
+
+
+def dense() -> str:
+    rows = [
+        [
+            row["name"], f"{row['build_s']:.1f}", f"{row['query_ms']:.3f}", f"{row['m3edge_times_as_fast']:.2f}",
+            f"{row['recall']:.3f}",
+        ]
+        for row in _running("dense")
+    ]  # fmt: skip
+    return table(["dense graph", "build s", "query ms", "m3edge is × as fast", "recall@10"], rows)
+
+
+def setup() -> str:
+    """What each task ran on, and who did not run and why."""
+    lines = []
+    for name, task in _tasks().items():
+        machine = task["machine"]
+        lines.append(
+            f"- `{name}`: {task['data']}; {task['threads']} threads of an {machine['cpu']}, medians of "
+            f"{task['rounds']} rounds, {machine['date']}, commit {machine['commit']}"
+        )
+        lines += [f"  - {row['name']}: {row['does_not_run']}" for row in task["rows"] if "does_not_run" in row]
+    return "\n".join(lines)
+
+
+def versions() -> str:
+    rows = [row for task in _tasks().values() for row in task["rows"] if "version" in row]
+    names = {row["name"].split(",")[0].split(" ")[0]: row["version"] for row in rows}
+    return ", ".join(f"{name} {version}" for name, version in names.items())
+
+
+def postings_setup() -> str:
+    report = result("postings-500000-m3")
+    return f"synthetic texts, {report['postings_a_query_median']:,} postings a query in the median"
+
+
+def postings() -> str:
+    """All on the same postings; our `bm25` is from postings.py, the others from one run of peers/run.py."""
+    lines = []
+    (bm25,) = (row for row in result("postings-500000-m3")["rows"] if row["name"] == "m3edge bm25")
+    for row in _running("postings-500000"):
+        found = f"{100 * row['recall']:.1f}" if "recall" in row else ""
+        size = f"{row['bytes_a_posting']:.1f}" if "bytes_a_posting" in row else ""
+        lines.append([row["name"], f"{row['query_ms']:.2f}", f"{row['p99_ms']:.1f}", found, size])
+        if row["name"] == "m3edge":
+            lines.append(["m3edge, `bm25`", f"{bm25['median_ms']:.2f}", f"{bm25['p99_ms']:.1f}", "", ""])
+    return table(["", "median ms", "p99 ms", "of the 100 best", "bytes a posting"], lines)
+
+
+def postings_larger() -> str:
+    small, large = result("postings-500000-m3"), result("postings-5000000-m3")
+    own, ten_times = ({row["name"]: row for row in report["rows"]} for report in (small, large))
+    ours, plain = ten_times["m3edge"], ten_times["numpy accumulation"]
+    return (
+        f"{large['documents']:,} documents: {ours['median_ms']:.1f} ms (p99 {ours['p99_ms']:.1f}), "
+        f"{ours['median_ms'] / own['m3edge']['median_ms']:.1f} times as long as {small['documents']:,}, "
+        f"{ours['bytes_a_posting']:.1f} bytes a posting; numpy {plain['median_ms']:.0f} ms"
+    )
+
+
+def full_size() -> str:
+    report = result("full-size")
+    titles = {"int8": "m3edge int8", "int4": "m3edge int4", "fp32": "m3edge fp32", "peer": "bge-m3-lite int8"}
+    lines = []
+    for name, title in titles.items():
+        cells = [f"{shape['ms'][name]:.0f}" for shape in report["speed"].values()]
+        peak = report["peak_mb"].get(f"{name} 8192 tokens")
+        lines.append([title, *cells, f"{report['size_mb'][name]:.0f}", "" if peak is None else f"{peak:.0f}"])
+    return table(["graph", *(f"{shape}, ms" for shape in report["speed"]), "MB", "peak MB, 8,192 tokens"], lines)
+
+
+def full_size_ratios() -> str:
+    speed = result("full-size")["speed"]
+    return ", ".join(f"{shape} {row['int8_speed_over']['peer']:.2f}" for shape, row in speed.items())
+
+
+def full_size_openvino() -> str:
+    speed = result("full-size-openvino")["speed"]
+    return ", ".join(f"{shape} {row['openvino_speed_over']['peer']:.2f}" for shape, row in speed.items())
+
+
+def _tasks() -> dict[str, Any]:
+    """Those that have been measured."""
+    return {name: result(f"peers-{name}") for name in TASKS if is_there(f"peers-{name}")}
+
+
+def _running(task: str) -> list[dict[str, Any]]:
+    return [row for row in result(f"peers-{task}")["rows"] if "does_not_run" not in row]
+
+
+PARTS = {
+    "peers-encode": encode,
+    "peers-search": search,
+    "peers-maxsim": maxsim,
+    "peers-dense": dense,
+    "peers-setup": setup,
+    "peers-versions": versions,
+    "postings": postings,
+    "postings-setup": postings_setup,
+    "postings-larger": postings_larger,
+    "full-size": full_size,
+    "full-size-ratios": full_size_ratios,
+    "full-size-openvino": full_size_openvino,
+}
