@@ -46,7 +46,7 @@ class SearchState:
         self._tokens_compared = np.empty(0, bool)  # whose token vectors were found to match their checksums
         self._files: dict[str, str] = {}  # derived files that say what this state says
         self._columns_saved = 0  # documents that the columns among them know
-        self.is_mended = False  # whether derived files were missing or damaged, and should be written again
+        self._is_mended = False
 
     @classmethod
     def load(
@@ -84,7 +84,7 @@ class SearchState:
         else:
             state = cls(dim, config, n_threads, dense_mode)
         state.stamp = Stamp(newest.epoch, 0, 0)
-        state.is_mended = True
+        state._is_mended = True
         return state
 
     def _take(self, derived: Derived, progress: bool | None) -> None:
@@ -95,7 +95,11 @@ class SearchState:
                 setattr(self, name, arrays[name])
         shapes = {(getattr(self, name).dtype, getattr(self, name).shape) for name in _OWN_ARRAYS}
         if shapes != {(np.dtype(np.int64), self.postings.alive.shape)}:
-            raise ValueError(f"{derived.files[POSTINGS_FILE]}: its arrays are not of one length")
+            raise ValueError("its arrays are not of one length")
+        if self.rows.min(initial=1) < 1 or (np.diff(self.rows) <= 0).any():
+            raise ValueError("its rows do not ascend")
+        if min(self.token_starts.min(initial=0), self.token_counts.min(initial=0)) < 0:
+            raise ValueError("token vectors lie before the file's beginning")
         self.dense.load_vectors(derived.files[VECTORS_FILE], self.rows, self.postings.alive)
         if COLUMNS_FILE in derived.files:
             self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
@@ -107,7 +111,7 @@ class SearchState:
                 self.dense.build_graph(progress=progress)
         self._tokens_compared = np.zeros(len(self.rows), bool)
         self._files = {name: path.name for name, path in derived.files.items()}
-        self.is_mended = not {COLUMNS_FILE, *self.dense.writers()} <= set(derived.files)
+        self._is_mended = not {COLUMNS_FILE, *self.dense.writers()} <= set(derived.files)
         self.stamp = derived.stamp
 
     def save(self, folder: Path, snapshot: Snapshot) -> None:
@@ -125,10 +129,27 @@ class SearchState:
             self.columns.take_over(self.rows, snapshot.metadata)
         if self._columns_saved < len(self.columns):
             self._files.pop(COLUMNS_FILE, None)
+        if self.dense.graph_is_rebuilt:
+            self._files.pop(GRAPH_FILE, None)
         parts = {POSTINGS_FILE: write_postings, COLUMNS_FILE: self.columns.save, **self.dense.writers()}
         self._files = save_derived(folder, self.stamp, parts, self._files)
         self._columns_saved = len(self.columns)
-        self.is_mended = False
+        self._is_mended = False
+
+    @property
+    def is_mended(self) -> bool:
+        """Whether derived files were missing or damaged, and should be written again."""
+        return self._is_mended or self.dense.graph_is_rebuilt
+
+    @property
+    def token_rows(self) -> int:
+        """How many rows of the token file the documents speak of."""
+        return int((self.token_starts + self.token_counts).max(initial=0))
+
+    def close(self) -> None:
+        """Let go of files that are open."""
+        self.columns.close()
+        self.dense.close()
 
     def successor(self, snapshot: Snapshot, lock: SharedLock, *, progress: bool | None = False) -> SearchState:
         """The state of a later snapshot of the same epoch.
@@ -152,10 +173,12 @@ class SearchState:
                 bar.update(len(vectors.rows))
         for name, column in columns.items():
             setattr(state, name, np.concatenate(column))
-        unchanged = {VECTORS_FILE, COLUMNS_FILE} if len(state.rows) == len(self.rows) else {COLUMNS_FILE}
-        state._files = {name: file for name, file in self._files.items() if name in unchanged}
         deleted = snapshot.deletions_since(self.stamp.generation)
         gone = state.positions(deleted[np.isin(deleted, state.rows)])
+        if len(state.rows) > len(self.rows):
+            state._files = {name: file for name, file in self._files.items() if name == COLUMNS_FILE}
+        elif len(gone):
+            state._files = {n: file for n, file in self._files.items() if n in (VECTORS_FILE, COLUMNS_FILE)}
         state.postings.delete(gone)
         state.dense.delete(gone)
         n_alive = int(np.count_nonzero(state.postings.alive))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
@@ -120,7 +121,7 @@ class View:
             except IndexLockedError:
                 pass
             finally:
-                self._current.state.columns.close()
+                self._current.state.close()
                 self._current.tokens.close()
                 self._current.snapshot.close()
 
@@ -146,6 +147,14 @@ class View:
             state = SearchState.load(self._folder, dim, config, self._n_threads, dense_mode, newest, progress=progress)
             snapshot = self._store.snapshot()  # later than what is derived, unless an older file was put back
             if state.stamp.epoch != snapshot.epoch or state.stamp.generation > snapshot.generation:
+                state.close()
+                state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
+            elif state.token_rows > snapshot.token_rows:
+                message = (
+                    f"{self._folder}: derived files speak of token vectors that there are not; they are made again"
+                )
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                state.close()
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
             try:
                 current = self._up_to(snapshot, state, progress)
