@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
+import warnings
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -65,6 +66,8 @@ class MetadataColumns:
         Raises OSError or one of UNREADABLE for a file of another kind.
         """
         self._file: Any = None
+        self._path = path
+        self.is_rebuilt = False  # whether another file should take the place of a damaged one
         self._segments: list[Segment] = []
         self._n_documents = 0
         if path is not None:
@@ -140,8 +143,10 @@ class MetadataColumns:
                 self._segments = _segments_from(arrays)
             if sum(segment.n_documents for segment in self._segments) != self._n_documents:
                 raise ValueError("the segments hold another number of documents")
-        except UNREADABLE:  # another version's: made again, like one that is missing
-            self._segments, self._n_documents = [], 0
+        except UNREADABLE as error:
+            message = f"{self._path}: damaged ({error}); it is made again from the documents"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            self._segments, self._n_documents, self.is_rebuilt = [], 0, True
         self._file = None
 
     def _append(self, segment: Segment) -> None:

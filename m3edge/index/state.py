@@ -7,6 +7,7 @@ alive. A state belongs to one snapshot of the store and does not change; `succes
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class SearchState:
         self._tokens_compared = np.empty(0, bool)  # whose token vectors were found to match their checksums
         self._files: dict[str, str] = {}  # derived files that say what this state says
         self._columns_saved = 0  # documents that the columns among them know
-        self._is_mended = False
+        self.is_mended = False  # whether derived files were missing or damaged when this was made
 
     @classmethod
     def load(
@@ -78,13 +79,17 @@ class SearchState:
                     state.dense.load_graph(derived.files[GRAPH_FILE])
             except (OSError, RuntimeError):
                 continue
-            except UNREADABLE:  # another version's: as if it were missing
+            except UNREADABLE as error:
+                if not isinstance(error, KeyError):  # another version's, which is as if it were missing
+                    message = f"{folder}: derived files are damaged ({error}); they are made again from the documents"
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+                state.close()
                 state = cls(dim, config, n_threads, dense_mode)
             break
         else:
             state = cls(dim, config, n_threads, dense_mode)
         state.stamp = Stamp(newest.epoch, 0, 0)
-        state._is_mended = True
+        state.is_mended = True
         return state
 
     def _take(self, derived: Derived, progress: bool | None) -> None:
@@ -111,7 +116,7 @@ class SearchState:
                 self.dense.build_graph(progress=progress)
         self._tokens_compared = np.zeros(len(self.rows), bool)
         self._files = {name: path.name for name, path in derived.files.items()}
-        self._is_mended = not {COLUMNS_FILE, *self.dense.writers()} <= set(derived.files)
+        self.is_mended = not {COLUMNS_FILE, *self.dense.writers()} <= set(derived.files)
         self.stamp = derived.stamp
 
     def save(self, folder: Path, snapshot: Snapshot) -> None:
@@ -127,19 +132,19 @@ class SearchState:
 
         with suppress(FormatError):  # damaged metadata: whoever filters is told
             self.columns.take_over(self.rows, snapshot.metadata)
-        if self._columns_saved < len(self.columns):
+        if self._columns_saved < len(self.columns) or self.columns.is_rebuilt:
             self._files.pop(COLUMNS_FILE, None)
         if self.dense.graph_is_rebuilt:
             self._files.pop(GRAPH_FILE, None)
         parts = {POSTINGS_FILE: write_postings, COLUMNS_FILE: self.columns.save, **self.dense.writers()}
         self._files = save_derived(folder, self.stamp, parts, self._files)
         self._columns_saved = len(self.columns)
-        self._is_mended = False
+        self.columns.is_rebuilt = self.is_mended = False
 
     @property
-    def is_mended(self) -> bool:
-        """Whether derived files were missing or damaged, and should be written again."""
-        return self._is_mended or self.dense.graph_is_rebuilt
+    def wants_saving(self) -> bool:
+        """Whether derived files of this very state should be written again."""
+        return self.is_mended or self.dense.graph_is_rebuilt or self.columns.is_rebuilt
 
     @property
     def token_rows(self) -> int:

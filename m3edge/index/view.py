@@ -131,7 +131,7 @@ class View:
         except FormatError:
             saved = None
         state = current.state
-        is_new = saved is None or saved.stamp < state.stamp or (saved.stamp == state.stamp and state.is_mended)
+        is_new = saved is None or saved.stamp < state.stamp or (saved.stamp == state.stamp and state.wants_saving)
         if state.stamp.generation and is_new and not _is_older(current.snapshot, self._store):
             state.save(self._folder, current.snapshot)
             self.remove_leftovers()
@@ -150,12 +150,15 @@ class View:
                 state.close()
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
             elif state.token_rows > snapshot.token_rows:
-                message = (
-                    f"{self._folder}: derived files speak of token vectors that there are not; they are made again"
+                warnings.warn(
+                    f"{self._folder}: derived files are damaged (they name token vectors that are not there); they are "
+                    "made again from the documents",
+                    RuntimeWarning,
+                    stacklevel=2,
                 )
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
                 state.close()
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
+                state.is_mended = True
             try:
                 current = self._up_to(snapshot, state, progress)
                 current.state.take_over()
