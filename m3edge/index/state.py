@@ -27,6 +27,7 @@ from m3edge.progress import progress_bar
 
 POSTINGS_FILE = "postings.npz"
 COLUMNS_FILE = "columns.npz"
+_MOST_TOKEN_ROWS = 2**62  # of two such numbers the sum is one, too
 _BLOCK_ROWS = 1000  # rows read at once: bounds the memory
 _OWN_ARRAYS = ("rows", "token_starts", "token_counts", "token_crc32s")
 
@@ -101,10 +102,11 @@ class SearchState:
         shapes = {(getattr(self, name).dtype, getattr(self, name).shape) for name in _OWN_ARRAYS}
         if shapes != {(np.dtype(np.int64), self.postings.alive.shape)}:
             raise ValueError("its arrays are not of one length")
-        if self.rows.min(initial=1) < 1 or (np.diff(self.rows) <= 0).any():
-            raise ValueError("its rows do not ascend")
-        if min(self.token_starts.min(initial=0), self.token_counts.min(initial=0)) < 0:
-            raise ValueError("token vectors lie before the file's beginning")
+        if (np.diff(self.rows, prepend=0, append=derived.stamp.last_row + 1) <= 0).any():
+            raise ValueError("its rows do not ascend to the last one")
+        places = self.token_starts, self.token_counts
+        if any(len(numbers) and not 0 <= numbers.min() <= numbers.max() < _MOST_TOKEN_ROWS for numbers in places):
+            raise ValueError("token vectors lie where there is no file")
         self.dense.load_vectors(derived.files[VECTORS_FILE], self.rows, self.postings.alive)
         if COLUMNS_FILE in derived.files:
             self.columns = MetadataColumns(derived.files[COLUMNS_FILE])

@@ -93,8 +93,10 @@ POSTINGS = [
     setting("exponent", 0, -1),
     setting("rows", 0, 2**62),
     setting("rows", 0, -1),
+    setting("rows", -1, 2**62),
     setting("token_starts", 0, 2**62),
     setting("token_starts", 0, -1),
+    setting("token_starts", 0, 2**63 - 1),
     setting("token_counts", 0, 2**40),
     setting("token_counts", 0, -1),
 ]
