@@ -4,8 +4,8 @@
     elements   each: its links on level 0, its vector, its label
     levels     each element's links on the levels above: their size in bytes, then they themselves
 
-Links on a level are a word whose lower half is their count, then places for as many as a level may have. A graph whose
-checksum is right was written by us, and is sound; this is for files that lie, and takes a tenth of what reading does.
+Links on a level are a word whose lower half is their count, then places for as many as a level may have. What rots, a
+checksum tells; this is for files that lie.
 """
 
 from __future__ import annotations

@@ -74,18 +74,16 @@ class SearchState:
                 return state
             try:
                 if POSTINGS_FILE in derived.files and VECTORS_FILE in derived.files:
-                    state._take(derived, progress)
-                    return state
+                    try:
+                        state._take(derived, progress)
+                        return state
+                    except UNREADABLE as error:
+                        _warn_of(folder, error)
+                        state = cls(dim, config, n_threads, dense_mode)
                 if GRAPH_FILE in derived.files and derived.stamp.epoch == newest.epoch and derived.stamp <= newest:
                     state.dense.load_graph(derived.files[GRAPH_FILE])
-            except (OSError, RuntimeError):
+            except OSError:
                 continue
-            except UNREADABLE as error:
-                if not isinstance(error, KeyError):  # another version's, which is as if it were missing
-                    message = f"{folder}: derived files are damaged ({error}); they are made again from the documents"
-                    warnings.warn(message, RuntimeWarning, stacklevel=2)
-                state.close()
-                state = cls(dim, config, n_threads, dense_mode)
             break
         else:
             state = cls(dim, config, n_threads, dense_mode)
@@ -109,7 +107,11 @@ class SearchState:
             raise ValueError("token vectors lie where there is no file")
         self.dense.load_vectors(derived.files[VECTORS_FILE], self.rows, self.postings.alive)
         if COLUMNS_FILE in derived.files:
-            self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
+            try:
+                self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
+            except UNREADABLE as error:
+                _warn_of(derived.files[COLUMNS_FILE], error)
+                self.columns.is_rebuilt = True
             self._columns_saved = len(self.columns)
         if self.dense.wants_graph:
             if GRAPH_FILE in derived.files:
@@ -220,3 +222,10 @@ class SearchState:
                 "encodes them again"
             )
         self._tokens_compared[new] = True
+
+
+def _warn_of(path: Path, error: BaseException) -> None:
+    """Say that derived files are damaged; not where one lacks something, being another version's."""
+    if not isinstance(error, KeyError):
+        message = f"{path}: derived files are damaged ({error}); they are made again from the documents"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -40,15 +40,6 @@ def closed(made_index, made):
     return made_index.folder, expected
 
 
-@pytest.fixture
-def taken_in(monkeypatch):
-    """How many rows graphs were given, in a list that grows."""
-    rows = []
-    add = HnswGraph.add
-    monkeypatch.setattr(HnswGraph, "add", lambda self, new, vectors: (rows.append(len(new)), add(self, new, vectors)))
-    return rows
-
-
 @pytest.mark.parametrize("made_index", ["hnsw"], indirect=True)
 @pytest.mark.parametrize("name", ["postings.npz", "dense.npy", "columns.npz", "dense.hnsw"])
 def test_only_what_is_damaged_is_made_again_and_it_is_kept(name, closed, made, taken_in):
