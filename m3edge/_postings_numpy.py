@@ -63,6 +63,10 @@ class PostingBlock:
         first[starts] = True
         if (~first[1:n] & (documents[1:] <= documents[:-1])).any():
             raise ValueError("documents must ascend within a token")
+        if (large_at[1:] <= large_at[:-1]).any() or (len(large_at) and large_at[-1] >= n):
+            raise ValueError("large_at must ascend within the postings")
+        if (large_counts < 15).any():
+            raise ValueError("large_counts must be at least 15")
         self.n_documents = n_documents
         self.tokens, self.starts = tokens, starts
         self.documents, self.weights, self.counts = documents, weights, counts

@@ -334,6 +334,11 @@ void PostingBlock::prepare() {
         demand(i == 0 || tokens[i - 1] < tokens[i], "tokens must ascend");
         demand(starts[i] <= starts[i + 1], "starts must not descend");
     }
+    for (size_t i = 0; i < n_large; ++i) {
+        demand(large_at[i] < starts[n_tokens] && (i == 0 || large_at[i - 1] < large_at[i]),
+               "large_at must ascend within the postings");
+        demand(large_counts[i] >= 15, "large_counts must be at least 15");
+    }
     for (size_t i = 0; i < n_tokens; ++i) {
         for (size_t j = starts[i]; j < starts[i + 1]; ++j) {
             demand(documents[j] < n_documents, "documents must be less than n_documents");

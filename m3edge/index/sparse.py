@@ -44,6 +44,7 @@ _BM25_B = 0.75
 
 _LARGEST_FACTOR = 2**32 - 1
 _LARGEST_PART = 65535
+_LARGEST_EXPONENT = 128  # float32's
 
 
 class LexicalQuery(NamedTuple):
@@ -195,11 +196,15 @@ class PostingIndex:
         index = cls()
         index.alive, index._lengths = arrays["alive"], arrays["lengths"]
         index._exponent = int(arrays["exponent"][0])
+        if not 0 <= index._exponent <= _LARGEST_EXPONENT:
+            raise ValueError(f"exponent must be from 0 to {_LARGEST_EXPONENT}, got {index._exponent}")
         index._set_blocks(blocks_from_arrays(arrays))
         n = sum(block.n_documents for block in index._blocks)
         for name, array, dtype in (("alive", index.alive, np.bool_), ("lengths", index._lengths, np.int32)):
             if array.dtype != dtype or array.shape != (n,):
                 raise ValueError(f"{name} must be {np.dtype(dtype)} {(n,)}, got {array.dtype} {array.shape}")
+        if index.alive.view(np.uint8).max(initial=0) > 1 or index._lengths.min(initial=0) < 0:
+            raise ValueError("alive must be 0 or 1, lengths at least 0")
         return index
 
     # Blocks

@@ -134,6 +134,7 @@ def test_scale_measures_in_steps_that_add_to_one_file(run, tmp_path):
     assert row["build"]["size_mib"].keys() >= {"index.sqlite", "tokens.i8", "dense.hnsw", "columns.npz"}
     assert row["search"]["hnsw_recall@10"] > 0.9
     assert row["compact"]["documents"] == 150
+    assert min(row["compact"]["recall@10"].values()) > 0.9
 
 
 def test_peers_run_on_the_same_input_and_what_does_not_says_why(mini_fp32, small_beir, tmp_path):
