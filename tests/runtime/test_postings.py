@@ -132,25 +132,27 @@ def test_skipping_leaves_nothing_out_and_ties_go_to_the_older_document(kernels, 
                 assert np.array_equal(got.scores, expected.scores)
 
 
+def holding_a_token(token, weights) -> SparseRows:
+    """One document for each weight of the one token it has."""
+    n = len(weights)
+    return SparseRows(np.full(n, token), weights, np.ones(n, np.int32), np.arange(n + 1))
+
+
 def test_the_best_are_found_where_a_sample_misleads(kernels):
     """A kernel may guess from the first documents how good the 100 best of all will be. Here the first hold them all."""
-    n = BLOCK_DOCUMENTS + 20_000
-    weights = np.full(n, 0.01, np.float32)
+    weights = np.full(BLOCK_DOCUMENTS + 20_000, 0.01, np.float32)
     weights[:120] = np.linspace(0.3, 0.9, 120)
-    documents = SparseRows(np.full(n, 7), weights, np.ones(n, np.int32), np.arange(n + 1))
     with running(kernels):
         index = PostingIndex()
-        index.add(documents)
+        index.add(holding_a_token(7, weights))
         found = index.top(index.query(rows([{7: (1.0, 1)}])), 100)
     assert found.positions.tolist() == list(range(119, 19, -1))
 
 
 def test_of_equal_scores_the_first_are_found_wherever_searching_begins(kernels):
-    n = BLOCK_DOCUMENTS + 20_000
-    documents = SparseRows(np.full(n, 7), np.full(n, 0.5, np.float32), np.ones(n, np.int32), np.arange(n + 1))
     with running(kernels):
         index = PostingIndex()
-        index.add(documents)
+        index.add(holding_a_token(7, np.full(BLOCK_DOCUMENTS + 20_000, 0.5, np.float32)))
         found = index.top(index.query(rows([{7: (1.0, 1)}])), 100)
     assert found.positions.tolist() == list(range(100))
 
