@@ -1,8 +1,8 @@
 """The posting kernels in numpy: exact top-k and exact scores over posting lists (see _kernels_numpy.py).
 
 A score is a sum of whole numbers, factor · part / 65536 rounded down, so that it does not depend on the order in which
-it is added up: a factor for each query token, a part of 16 bits for each posting. A posting's part is its stored weight; or,
-for BM25, when length norms are given, 65535 · count / (count + norm) in float32, rounded down.
+it is added up: a factor for each query token, a part of 16 bits for each posting. A posting's part is its stored
+weight; or, for BM25, when length norms are given, 65535 · count / (count + norm) in float32, rounded down.
 """
 
 from __future__ import annotations

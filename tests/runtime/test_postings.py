@@ -139,7 +139,7 @@ def holding_a_token(token, weights) -> SparseRows:
 
 
 def test_the_best_are_found_where_a_sample_misleads(kernels):
-    """A kernel may guess from the first documents how good the 100 best of all will be. Here the first hold them all."""
+    """A kernel may expect from the first documents how good the 100 best will be. Here the first are the best."""
     weights = np.full(BLOCK_DOCUMENTS + 20_000, 0.01, np.float32)
     weights[:120] = np.linspace(0.3, 0.9, 120)
     with running(kernels):
