@@ -88,30 +88,27 @@ def stages(index: Index, queries: list[Embeddings], n_threads: int) -> dict[str,
     """What a search does, one after another, each timed over all queries in turn; the rest of a search is Python."""
     taken: dict[str, list[float]] = {}
 
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
+    def timed(stage: str, work: Callable[..., Any], *arguments: Any) -> Any:
         start = time.perf_counter()
-        result = work()
+        result = work(*arguments)
         taken.setdefault(stage, []).append((time.perf_counter() - start) * 1000)
         return result
 
     with index._view.reading() as (snapshot, tokens, state):
         for query in queries:
             assert query.dense is not None
-            assert query.sparse is not None
             assert query.tokens is not None
-            vector, sparse, vectors = query.dense[0], query.sparse, query.tokens.vectors
-            dense = timed("dense candidates", lambda vector=vector: state.dense.search(vector, 100, None, n_threads))
-            lexical = timed("lexical query", lambda sparse=sparse: state.postings.query(sparse))
-            found = timed("sparse candidates", lambda lexical=lexical: state.postings.top(lexical, 100).positions)
-            both = timed("union", lambda dense=dense, found=found: distinct(np.concatenate([dense, found])))
-            timed("dense scores", lambda vector=vector, both=both: dense_scores(vector, state.dense.vectors(both)))
-            timed("sparse scores", lambda lexical=lexical, both=both: state.postings.scores(lexical, both))
+            vector = query.dense[0]
+            dense = timed("dense candidates", state.dense.search, vector, 100, None, n_threads)
+            lexical = timed("lexical query", state.postings.query, query.sparse)
+            found = timed("sparse candidates", state.postings.top, lexical, 100).positions
+            both = timed("union", lambda *each: distinct(np.concatenate(each)), dense, found)
+            vectors = timed("fetching vectors", state.dense.vectors, both)
+            timed("dense scores", dense_scores, vector, vectors)
+            timed("sparse scores", state.postings.scores, lexical, both)
             starts, counts = state.token_starts[both], state.token_counts[both]
-            timed(
-                "token scores",
-                lambda vectors=vectors, starts=starts, counts=counts: tokens.scores(vectors, starts, counts, n_threads),
-            )
-            timed("fetching 10 texts", lambda both=both: snapshot.documents(state.rows[both[:10]].tolist()))
+            timed("token scores", tokens.scores, query.tokens.vectors, starts, counts, n_threads)
+            timed("fetching 10 texts", snapshot.documents, state.rows[both[:10]].tolist())
     return {stage: round(statistics.median(each), 3) for stage, each in taken.items()}
 
 
