@@ -599,6 +599,27 @@ def fidelity() -> str:
     return table(["against fp32", *columns.values()], lines)
 
 
+def nncf() -> str:
+    report = result("nncf-static-m3-mini")
+    columns = {
+        "dense_cosine_mean": "dense cosine", "dense_cosine_worst": "worst", "token_cosine_mean": "token cosine",
+        "token_cosine_p1": "1st percentile",
+    }  # fmt: skip
+    lines = []
+    for name, key in (("m3edge static", "m3edge"), ("NNCF", "NNCF")):
+        times = [f"{row['ms'][key]:.1f}" for row in report["speed"].values()]
+        quality = [f"{report['quality'][name][column]:.5f}" for column in columns]
+        lines.append([name, *times, *quality])
+    speed = report["speed"].items()
+    shapes = [f"{name}, ms" if row["texts"] == 1 else f"{row['texts']} texts, ms" for name, row in speed]
+    return table(["static int8 on OpenVINO", *shapes, *columns.values()], lines)
+
+
+def nncf_ratios() -> str:
+    speed = result("nncf-static-m3-mini")["speed"]
+    return ", ".join(f"{name} {row['m3edge_times_as_fast']:.2f}" for name, row in speed.items())
+
+
 def full_size() -> str:
     report = result("full-size")
     lines = []
@@ -672,6 +693,8 @@ MADE: dict[str, Callable[[], str]] = {
     "scale-line": scale_line,
     "engines": engines,
     "fidelity": fidelity,
+    "nncf": nncf,
+    "nncf-ratios": nncf_ratios,
     "full-size": full_size,
     "full-size-ratios": full_size_ratios,
     "full-size-openvino": full_size_openvino,
