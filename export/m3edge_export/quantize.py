@@ -51,13 +51,12 @@ class Seen(NamedTuple):
         """The largest absolute values."""
         return np.maximum(-self.least, self.largest)
 
-    def covariance(self, factors: np.ndarray | float) -> np.ndarray | None:
+    def covariance(self, factors: np.ndarray) -> np.ndarray | None:
         """Of this tensor times factors, float32 [width]: float32 [width, width], or None without moments."""
         if self.moments is None:
             return None
         mean = self.mean.astype(np.float32)
-        scaled = np.broadcast_to(np.float32(factors), mean.shape)
-        return (self.moments - np.outer(mean, mean)) * np.outer(scaled, scaled)
+        return (self.moments - np.outer(mean, mean)) * np.outer(factors, factors)
 
 
 Statistics = Mapping[str, Seen]  # a tensor's name -> what was seen of it
@@ -203,8 +202,9 @@ class _Int8Products:
         source, weight = node.input[:2]
         output = node.output[0]
         rows, row_scale, zero_point = self._quantize_input(rewriter, source)
-        seen, factors = self._statistics[source], self._smoothing.get(source, np.float32(1))
-        values = rewriter.reader[weight] * np.reshape(factors, (-1, 1))
+        seen = self._statistics[source]
+        factors = self._smoothing.get(source, np.ones_like(seen.least))
+        values = rewriter.reader[weight] * factors[:, None]
         quantized, scales = quantize_columns(values, seen.covariance(1 / factors))
         # What the rounding adds to the output on average is taken out of the bias.
         rounded = quantized * scales
