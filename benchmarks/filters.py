@@ -58,7 +58,7 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     write_atomically(RESULTS / "filters.json", json.dumps({**report, "rows": rows}, indent=1).encode() + b"\n")
-    print(f"the first filter of all, which reads the metadata: {first_s:.2f} s")
+    print(f"the first filter of all, which reads the saved columns: {first_s:.2f} s")
     print("| dense | share | way | recall@10 | dense ms | p99 | all parts ms | new filter ms |")
     print("|---|--:|---|--:|--:|--:|--:|--:|")
     for row in rows:

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py build FOLDER 100000     # minutes, or an hour for a million; may run beside other work
     python benchmarks/scale.py search FOLDER 100000    # wants a quiet machine, and so does the next
-    python benchmarks/scale.py compact FOLDER 100000   # deletes half of the documents; ends the index's use here
+    python benchmarks/scale.py compact FOLDER 100000   # deletes half of the documents, twice; ends the index's use here
 
 Vectors are random around 1,000 centres, sparse entries follow Zipf's law, texts have some 400 letters: the structure of
 a real index, at a size for which encoding texts would take days. All goes in as one transaction, streamed. Each step
@@ -71,13 +71,12 @@ def keep(path: Path, options: argparse.Namespace, found: dict[str, Any]) -> None
 
 def build(folder: Path, model: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Write the index; how long its parts take, by the clock and in CPU time, and what memory they need."""
-    rng = np.random.default_rng(0)
     clock = Clock()
     rss: list[float] = []
     with Index.create(folder, model, dense=options.dense) as index, memory_peak() as peak:
         with clock.part("all"):
             with index.transaction():
-                for first, embeddings in portions(rng, options.documents, options):
+                for first, embeddings in portions(rng_of_documents(), options.documents, options):
                     documents = [document(first + i) for i in range(len(embeddings))]
                     with clock.part("write"):
                         index.add(documents, embeddings=embeddings)
@@ -122,18 +121,12 @@ def measure_searches(folder: Path, model: Any, options: argparse.Namespace) -> d
         for name in ("search_first_ms", "search_ms"):  # the first time, checksums of token vectors are compared
             found[name] = percentiles(queries, lambda query: index.search(query, k=10))
         found["memory_searching_mib"] = round(own_memory_mib() - before, 1)
-        graph = index_has_graph(index)
-        ways = {"hnsw": graph, "exact": True}
-        nearest: dict[str, list[set[str]]] = {}
-        for name in [name for name, is_there in ways.items() if is_there]:
-            if name == "exact" and graph:
-                leave_graph_out(index)
-                found["exact_codes_s"] = round(seconds(lambda: dense_only(index, queries[0])), 2)
-            found[f"dense_{name}_ms"] = percentiles(queries, lambda query: dense_only(index, query))
-            nearest[name] = [{hit.id for hit in dense_only(index, query)} for query in queries]
-        if graph:
-            pairs = zip(nearest["hnsw"], nearest["exact"], strict=True)
-            found["hnsw_recall@10"] = round(sum(len(a & b) for a, b in pairs) / (10 * len(queries)), 4)
+        if index_has_graph(index):
+            found["dense_hnsw_ms"] = percentiles(queries, lambda query: dense_only(index, query))
+            found["hnsw_recall@10"] = graph_recall(index, queries)
+        with without_graph(index):
+            found["exact_codes_s"] = round(seconds(lambda: dense_only(index, queries[0])), 2)
+            found["dense_exact_ms"] = percentiles(queries, lambda query: dense_only(index, query))
     with Index.open(folder, model) as index:
         condition = {"lang": "de", "share": {"$lt": 0.5}}
         found["first_filter_s"] = round(seconds(lambda: index.search(queries[0], filter=condition)), 3)
@@ -143,17 +136,31 @@ def measure_searches(folder: Path, model: Any, options: argparse.Namespace) -> d
 
 
 def compact(folder: Path, model: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Delete every other document and compact."""
+    """Delete half of the documents and add them again, then delete them for good and compact: the graph's recall after
+    each, and the room that came back."""
     clock = Clock()
+    rng = np.random.default_rng(QUERY_SEED)
+    queries = [part[i] for _, part in portions(rng, options.queries, options) for i in range(len(part))]
+    half = [(first, part[: len(part) // 2]) for first, part in portions(rng_of_documents(), options.documents, options)]
+    ids = [f"d{first + i}" for first, part in half for i in range(len(part))]
+    recall = {}
     with Index.open(folder, model) as index, memory_peak() as peak:
+        recall["new"] = graph_recall(index, queries)
         with clock.part("delete half"):
-            index.delete([f"d{i}" for i in range(0, options.documents, 2)])
+            index.delete(ids)
+        with clock.part("add half again"), index.transaction():
+            for first, part in half:
+                index.add([document(first + i) for i in range(len(part))], embeddings=part)
+        recall["half deleted and added again"] = graph_recall(index, queries)
+        index.delete(ids)
         with clock.part("compact"):
             report = index.compact()
+        recall["half deleted, compacted"] = graph_recall(index, queries)
         left = len(index)
     return {
         "documents": left,
         **clock.found,
+        "recall@10": recall,
         "mib": {"before": report.bytes_before >> 20, "after": report.bytes_after >> 20},
         "peak_memory_mib": round(peak.mib),
     }
@@ -246,10 +253,22 @@ def index_has_graph(index: Index) -> bool:
         return current.state.dense.wants_graph
 
 
-def leave_graph_out(index: Index) -> None:
-    """Search without the graph from here on, as an index made with dense="exact" does."""
+@contextmanager
+def without_graph(index: Index) -> Iterator[None]:
+    """Search without the graph while the block runs, as an index made with dense="exact" does."""
     with index._view.reading() as current:
-        current.state.dense._graph = None
+        dense = current.state.dense
+    graph, dense._graph = dense._graph, None
+    yield
+    dense._graph = graph
+
+
+def graph_recall(index: Index, queries: list[Embeddings]) -> float:
+    """How many of the ten nearest, found exactly, are found as the index is; 1 where it has no graph."""
+    found = [{hit.id for hit in dense_only(index, query)} for query in queries]
+    with without_graph(index):
+        nearest = [{hit.id for hit in dense_only(index, query)} for query in queries]
+    return round(sum(len(a & b) for a, b in zip(found, nearest, strict=True)) / (10 * len(queries)), 4)
 
 
 # What is written
@@ -261,6 +280,10 @@ def synthetic_model(dim: int) -> Any:
         name="synthetic", fingerprint="0" * 64, precision="fp32", dense_dim=dim, token_dim=dim, presets=PRESETS
     )
     return SimpleNamespace(info=info, session=SimpleNamespace(n_threads=available_cpus()))
+
+
+def rng_of_documents() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 def document(number: int) -> Document:

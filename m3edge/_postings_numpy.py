@@ -1,8 +1,8 @@
 """The posting kernels in numpy: exact top-k and exact scores over posting lists (see _kernels_numpy.py).
 
-A score is a sum of whole numbers, factor (32 bits, one for each query token) times part (16 bits, one for each
-posting), so that it does not depend on the order in which it is added up. A posting's part is its stored weight; or,
-for BM25, when length norms are given, 65535 · count / (count + norm) in float32, rounded down.
+A score is a sum of whole numbers, factor · part / 65536 rounded down, so that it does not depend on the order in which
+it is added up: a factor for each query token, a part of 16 bits for each posting. A posting's part is its stored
+weight; or, for BM25, when length norms are given, 65535 · count / (count + norm) in float32, rounded down.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class PostingBlock:
         first[starts] = True
         if (~first[1:n] & (documents[1:] <= documents[:-1])).any():
             raise ValueError("documents must ascend within a token")
+        if (large_at[1:] <= large_at[:-1]).any() or (len(large_at) and large_at[-1] >= n):
+            raise ValueError("large_at must ascend within the postings")
+        if (large_counts < 15).any():
+            raise ValueError("large_counts must be at least 15")
         self.n_documents = n_documents
         self.tokens, self.starts = tokens, starts
         self.documents, self.weights, self.counts = documents, weights, counts
@@ -96,7 +100,7 @@ def top_postings(
     """The k best documents, best first; of equal scores the lower position first.
 
     blocks:   one after another; each begins where the one before it ends
-    tokens, factors: uint32 [n], at most 32,768; a token that comes twice counts twice
+    tokens, factors: uint32 [n]; factors add up to less than 2 ** 31; a token that comes twice counts twice
     norms:    float32 [n_documents], at least 0, BM25's length norms; None: score the stored weights
     smallest: float32 [n_blocks], the smallest norm of each block; None when norms is
     allowed:  bool [n_documents]; others are left out
@@ -164,8 +168,8 @@ def _all_scores(
     check_vector("factors", factors, np.uint32)
     if len(tokens) != len(factors):
         raise ValueError("tokens and factors must be of one length")
-    if len(tokens) > 32768:
-        raise ValueError(f"tokens must be at most 32768, got {len(tokens)}")
+    if (total := int(factors.sum(dtype=np.uint64))) >= 2**31:
+        raise ValueError(f"factors must add up to less than 2 ** 31, got {total}")
     n_documents = sum(block.n_documents for block in blocks)
     if (norms is None) != (smallest is None):
         raise ValueError("norms and smallest must both be given, or neither")
@@ -186,7 +190,7 @@ def _all_scores(
                 counts = block.counts_of(where).astype(np.float32)
                 parts = np.float32(65535) * counts / (counts + norms[documents])
             # += with an index is safe: a document occurs once in a token's postings
-            scores[documents] += factor * parts.astype(np.int64)
+            scores[documents] += factor * parts.astype(np.int64) >> 16
         first += block.n_documents
     return scores
 

@@ -64,8 +64,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
         try:
             description = json.loads(file.read(length))
             n_tokens, n_nodes = description.pop("n_tokens"), description.pop("n_nodes")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise wrong from error
+    if not all(type(size) is int and 0 < size < 2**31 for size in (n_tokens, n_nodes)) or not _is_sound(description):
+        raise wrong
     shapes = {"scores": n_tokens, "first": n_nodes + 1, "ids": n_nodes, "labels": n_nodes}
     ends = np.cumsum([size * np.dtype(_DTYPES[name]).itemsize for name, size in shapes.items()])
     if path.stat().st_size != 16 + length + ends[-1]:
@@ -110,6 +112,17 @@ def write_vocabulary(path: Path, tokenizer: Any) -> bool:
         for name, dtype in _DTYPES.items():
             file.write(np.ascontiguousarray(arrays[name], dtype).tobytes())
     return True
+
+
+def _is_sound(description: dict[str, Any]) -> bool:
+    """Whether a description holds what a Vocabulary needs beside its arrays, each of the right type."""
+    types = {"settings": dict, "special": list, "before": list, "after": list, "unknown_id": int}
+    if {name: type(value) for name, value in description.items()} != types:
+        return False
+    ids = [*description["before"], *description["after"], description["unknown_id"]]
+    return all(type(text) is str for text in description["special"]) and all(
+        type(number) is int and 0 <= number < 2**31 for number in ids
+    )
 
 
 def _n_before(tokenizer: Any, n_ends: int) -> int:

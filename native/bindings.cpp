@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -188,7 +189,9 @@ struct PostingCall {
     }
     void take_query(const Vector<uint32_t>& tokens, const Vector<uint32_t>& factors) {
         if (tokens.shape(0) != factors.shape(0)) refuse("tokens and factors must be of one length");
-        if (tokens.shape(0) > 32768) refuse("tokens must be at most 32768, got " + std::to_string(tokens.shape(0)));
+        const uint64_t total = std::accumulate(factors.data(), factors.data() + factors.shape(0), uint64_t(0));
+        if (total >= uint64_t(1) << 31)
+            refuse("factors must add up to less than 2 ** 31, got " + std::to_string(total));
         query = {tokens.data(), factors.data(), tokens.shape(0)};
     }
     void take_norms(const Norms& all, const Norms& smallest) {

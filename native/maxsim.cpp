@@ -26,10 +26,16 @@ const TileKernel& tile_kernel() {
     return kernel != nullptr ? *kernel : *tile_kernel_plain();
 }
 
+struct alignas(64) Line {
+    uint8_t bytes[64];
+};
+
 struct PackedQuery {
-    std::vector<uint8_t> codes;  // as Tile::query
-    std::vector<float> scales;   // [n_tokens]
+    std::vector<Line> lines;    // as Tile::query
+    std::vector<float> scales;  // [n_tokens]
     size_t n_blocks;
+
+    const uint8_t* codes() const { return lines.data()->bytes; }
 };
 
 PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, const TileKernel& kernel) {
@@ -37,7 +43,9 @@ PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, 
     PackedQuery packed;
     packed.n_blocks = (n_tokens + lanes - 1) / lanes;
     packed.scales.assign(n_tokens, 0.0f);
-    packed.codes.assign(packed.n_blocks * lanes * width, uint8_t(kernel.query_offset));
+    packed.lines.resize((packed.n_blocks * lanes * width + sizeof(Line) - 1) / sizeof(Line));
+    uint8_t* codes = packed.lines.data()->bytes;
+    std::memset(codes, kernel.query_offset, packed.lines.size() * sizeof(Line));
     for (size_t token = 0; token < n_tokens; ++token) {
         const float* row = query + token * dim;
         float largest = 0.0f;
@@ -45,7 +53,7 @@ PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, 
         if (largest < 1e-30f) continue;  // its inverse would overflow; such a token scores 0
         packed.scales[token] = largest / 127.0f;
         const float inverse = 127.0f / largest;
-        uint8_t* block = packed.codes.data() + token / lanes * lanes * width + token % lanes * 4;
+        uint8_t* block = codes + token / lanes * lanes * width + token % lanes * 4;
         for (size_t k = 0; k < dim; ++k) {
             const float code = std::nearbyint(std::min(127.0f, std::max(-127.0f, row[k] * inverse)));
             block[k / 4 * lanes * 4 + k % 4] = uint8_t(int(code) + kernel.query_offset);
@@ -72,35 +80,42 @@ class DocumentScorer {
         if (records.bits < 8) unpacked_.resize(kernel.rows * records.width());
     }
 
-    float operator()(int64_t start, int64_t count) {
+    // next: the first record that will be wanted after this document
+    float operator()(int64_t start, int64_t count, int64_t next) {
         if (count == 0 || query_.scales.empty()) return 0.0f;
         std::fill(best_.begin(), best_.end(), -std::numeric_limits<float>::infinity());
-        for (int64_t row = 0; row < count; row += kernel_.rows)
-            take(records_.data + (start + row) * records_.record_bytes, int(std::min<int64_t>(kernel_.rows, count - row)));
+        for (int64_t row = 0; row < count; row += kernel_.rows) {
+            const int64_t after = row + kernel_.rows < count ? start + row + kernel_.rows : next;
+            take(record(start + row), int(std::min<int64_t>(kernel_.rows, count - row)), record(after));
+        }
         double sum = 0.0;
         for (size_t token = 0; token < query_.scales.size(); ++token) sum += best_[token] * query_.scales[token];
         return float(sum / double(query_.scales.size()));
     }
 
   private:
-    void take(const uint8_t* record, int n_rows) {
+    const uint8_t* record(int64_t number) const { return records_.data + number * records_.record_bytes; }
+
+    void take(const uint8_t* record, int n_rows, const uint8_t* next) {
         Tile tile;
         float scales[max_tile_rows];
         for (int r = 0; r < n_rows; ++r) std::memcpy(&scales[r], record + r * records_.record_bytes, sizeof(float));
         if (records_.bits == 8) {
             tile.rows = reinterpret_cast<const int8_t*>(record + sizeof(float));
             tile.stride = records_.record_bytes;
+            tile.next = reinterpret_cast<const int8_t*>(next);
         } else {
             for (int r = 0; r < n_rows; ++r)
                 unpack(record + r * records_.record_bytes + sizeof(float), records_.code_bytes(), records_.bits,
                        unpacked_.data() + r * records_.width());
             tile.rows = unpacked_.data();
             tile.stride = records_.width();
+            tile.next = tile.rows;
         }
         tile.n_rows = n_rows;
         tile.scales = scales;
         tile.width = records_.width();
-        tile.query = query_.codes.data();
+        tile.query = query_.codes();
         tile.n_blocks = query_.n_blocks;
         tile.best = best_.data();
         kernel_.run(tile);
@@ -123,13 +138,16 @@ void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& reco
     const TileKernel& kernel = tile_kernel();
     const PackedQuery packed = pack(query, n_tokens, dim, records.width(), kernel);
     double products = 0.0;
-    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.codes.size());
+    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.lines.size() * sizeof(Line));
     const double useful = std::max(1.0, products / min_products_a_thread);
     const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_documents, size_t(std::min(useful, 1e6))}));
     std::vector<DocumentScorer> scorers(n_workers, DocumentScorer(packed, records, kernel));
     std::atomic<size_t> next{0};
     run_workers(n_workers, [&](size_t worker) {
-        for (size_t i; (i = next++) < n_documents;) scores[i] = scorers[worker](starts[i], counts[i]);
+        for (size_t i = next++, after; i < n_documents; i = after) {
+            after = next++;
+            scores[i] = scorers[worker](starts[i], counts[i], starts[after < n_documents ? after : i]);
+        }
     });
 }
 

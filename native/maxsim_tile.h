@@ -19,8 +19,9 @@ struct Tile {
     int n_rows;             // at most TileKernel::rows
     const float* scales;    // of the rows
     size_t width;           // bytes of a row that count, a multiple of 4
-    const uint8_t* query;   // [n_blocks][width / 4][block_lanes][4]: see query_offset
+    const uint8_t* query;   // [n_blocks][width / 4][block_lanes][4], aligned to a cache line: see query_offset
     size_t n_blocks;
+    const int8_t* next;     // what will be read after this tile; its own rows where that is not known
     float* best;            // [n_blocks * block_lanes]: raised to this tile's products, scaled with the rows' scales
 };
 
@@ -45,6 +46,17 @@ namespace {  // a copy for each file, compiled for its instruction set
 #else
 #define M3EDGE_INLINE inline
 #endif
+
+constexpr size_t cache_line = 64;
+
+// Into the second level: the first has no room beside the query and this tile's rows.
+M3EDGE_INLINE void fetch_ahead(const int8_t* bytes) {
+#if defined(__GNUC__)
+    __builtin_prefetch(bytes, 0, 2);
+#else
+    (void)bytes;
+#endif
+}
 
 // N registers, by recursion: of an array, which a loop indexes, gcc would keep a copy in memory and write it each time.
 template <class V, int N>
@@ -110,6 +122,10 @@ template <class V, int R>
 inline void multiply_tile(const Tile& tile, const uint8_t* query, float* best) {
     Rows<V, R> sums;
     for (size_t k = 0; k < tile.width; k += 4, query += V::groups * V::lanes * 4) {
+        // Rows are read side by side, which the processor's own prefetching does not follow; the next ones are asked for
+        // one line after another, which it does. Measured on 18 MB: 2.7 ms instead of 4.7 to 11.
+        if (k % cache_line == 0)
+            for (size_t line = 0; line < R; ++line) fetch_ahead(tile.next + k * R + line * cache_line);
         Query<V, V::groups> registers;
         registers.load(query);
         sums.add(registers, tile.rows + k, tile.stride);

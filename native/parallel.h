@@ -1,25 +1,44 @@
-// Threads that live for one call: nothing is left running, so forking and unloading are safe.
+// Threads that live for one call: nothing is left waiting for work, so forking and unloading are safe.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <memory>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace m3edge {
 
 // Calls work(0), …, work(n_workers - 1), each on its own thread, work(0) on the caller's. `work` must not throw, and
-// must share the items through a counter of its own: where the system gives fewer threads, some calls are left out.
+// must share the items through a counter of its own: some calls are left out, where the system gives fewer threads, and
+// where all is done before one begins. On a busy machine a thread waits milliseconds for its turn; the caller need not.
 template <class Work>
 void run_workers(size_t n_workers, const Work& work) {
-    std::vector<std::thread> helpers;
+    struct Helper {
+        std::shared_ptr<std::atomic<bool>> taken;  // by the thread, to begin, or by the caller, to call it off
+        std::thread thread;
+    };
+    std::vector<Helper> helpers;
     helpers.reserve(n_workers);
     try {
-        for (size_t worker = 1; worker < n_workers; ++worker) helpers.emplace_back([&work, worker] { work(worker); });
+        for (size_t worker = 1; worker < n_workers; ++worker) {
+            auto taken = std::make_shared<std::atomic<bool>>(false);
+            std::thread thread([taken, &work, worker] {
+                if (!taken->exchange(true)) work(worker);
+            });
+            helpers.push_back({std::move(taken), std::move(thread)});
+        }
     } catch (const std::system_error&) {
     }
     work(0);
-    for (std::thread& helper : helpers) helper.join();
+    for (Helper& helper : helpers) {
+        if (helper.taken->exchange(true))
+            helper.thread.join();
+        else
+            helper.thread.detach();  // it will find itself called off, and touch nothing of this call
+    }
 }
 
 }  // namespace m3edge

@@ -1,11 +1,11 @@
-// MaxScore (Turtle and Flood 1995) over windows of documents whose sums fit the first-level cache, with bounds for each
-// window (as Ding and Suel 2011 have them for blocks of a list).
+// MaxScore (Turtle and Flood 1995) over windows of documents whose sums fit the first-level cache. Which lists need not
+// be read follows from the k-th best score; a sample of the windows, searched first, says early where it will lie.
 #include "postings.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
-#include <type_traits>
 #include <utility>
 
 #include "cpu.h"
@@ -14,17 +14,21 @@
 namespace m3edge {
 namespace {
 
-constexpr uint32_t window_size = posting_window;
-constexpr size_t short_list = 32;        // up to here a list's largest part is found by looking, not kept
-constexpr size_t windowed_list = 4096;   // longer lists are known window by window, for some 8 bytes a window
-constexpr size_t look_up_cost = 16;      // looking one document up costs about as much as adding so many postings
-constexpr uint32_t full_part = 65535;    // no part is larger
+constexpr uint32_t window_size = 8192;
+constexpr size_t sample_stride = 8;    // one window in so many is searched first
+constexpr size_t short_list = 64;      // up to here a list's largest part is found by looking, not kept
+constexpr size_t stepped_list = 2048;  // longer lists have steps: 512 bytes beside their 8 KiB or more
+constexpr size_t look_up_cost = 8;     // looking one document up costs about as much as adding so many postings
+constexpr uint32_t full_part = 65535;  // no part is larger
+
+uint32_t product(uint32_t factor, uint32_t part) { return uint32_t(uint64_t(factor) * part >> 16); }
 
 // What a posting contributes to its token's factor, and the most that a token's postings contribute.
 
 struct StoredWeights {
     const PostingBlock& block;
 
+    StoredWeights(const PostingBlock& of, size_t, int64_t, const LengthNorms&) : block(of) {}
     uint32_t part(size_t posting, uint32_t) const { return block.weights[posting]; }
     uint32_t largest(PostingBlock::Top top) const { return top.weight; }
 };
@@ -34,6 +38,8 @@ struct Bm25Parts {
     const float* norms;  // of the block's documents
     float smallest;
 
+    Bm25Parts(const PostingBlock& of, size_t index, int64_t first, const LengthNorms& all)
+        : block(of), norms(all.norms + first), smallest(all.smallest[index]) {}
     uint32_t part(size_t posting, uint32_t document) const { return saturated(block.count(posting), norms[document]); }
     uint32_t largest(PostingBlock::Top top) const {
         return top.count == 255 ? full_part : saturated(top.count, smallest);
@@ -46,38 +52,36 @@ struct Bm25Parts {
     }
 };
 
-// Calls `use` with the way to get a block's parts that the norms ask for.
-template <class Use>
-void with_parts(const PostingBlock& block, size_t index, int64_t first, const LengthNorms& norms, Use use) {
-    if (norms.norms)
-        use(Bm25Parts{block, norms.norms + first, norms.smallest[index]});
-    else
-        use(StoredWeights{block});
-}
-
-// One query token's postings within a block, and those of them in the window that is searched.
-struct List {
-    size_t begin, end;
-    int64_t factor;
-    int64_t most;                    // no document of the block gets more from this list
-    const uint32_t* window_starts;   // null for a short list
-    const PostingBlock::Top* window_tops;
-    size_t first, last;              // in the window
-    int64_t bound;                   // no document of the window gets more
-    double cost;                     // postings read for what leaving them out would add to the bound
-};
-
-// The first posting at or after `cursor` whose document is at or after `document`: steps that double, then halving.
-size_t advance(const uint16_t* documents, size_t cursor, size_t end, uint32_t document) {
-    if (cursor == end || documents[cursor] >= document) return cursor;
-    size_t step = 1;
-    while (cursor + step < end && documents[cursor + step] < document) {
-        cursor += step;
-        step *= 2;
+// The first posting of first ... last whose document is at or after `document`. Halves without a branch: which half it
+// is cannot be foreseen, and several searches overlap in the processor when none waits for a wrong guess.
+size_t lower_bound(const uint16_t* documents, size_t first, size_t last, uint32_t document) {
+    size_t n = last - first;
+    while (n > 1) {
+        const size_t half = n / 2;
+        first += half & (0 - size_t(documents[first + half - 1] < document));
+        n -= half;
     }
-    const uint16_t* stop = documents + std::min(cursor + step, end);
-    return size_t(std::lower_bound(documents + cursor + 1, stop, document) - documents);
+    return first + size_t(n == 1 && documents[first] < document);
 }
+
+// One query token's postings within a block.
+struct List {
+    const uint16_t* documents;  // the block's
+    size_t begin, end;
+    const uint16_t* steps;
+    uint32_t factor;
+    int64_t bound;  // no document of the block gets more from this list
+
+    size_t size() const { return end - begin; }
+    size_t at_or_after(uint32_t document) const {
+        const size_t step = document / posting_step;
+        if (!steps) return lower_bound(documents, begin, end, document);
+        if (step >= posting_steps) return end;
+        const size_t next = step + 1 < posting_steps ? begin + steps[step + 1] : end;
+        return lower_bound(documents, begin + steps[step], next, document);
+    }
+    bool has(size_t posting, uint32_t document) const { return posting < end && documents[posting] == document; }
+};
 
 bool find_token(const PostingBlock& block, uint32_t token, size_t& index) {
     const uint32_t* found = std::lower_bound(block.tokens, block.tokens + block.n_tokens, token);
@@ -88,20 +92,15 @@ bool find_token(const PostingBlock& block, uint32_t token, size_t& index) {
 template <class Parts>
 std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query, const Parts& parts) {
     std::vector<List> lists;
+    lists.reserve(query.size);
     for (size_t i = 0; i < query.size; ++i) {
         size_t token;
         if (!find_token(block, query.tokens[i], token)) continue;
-        const int64_t factor = query.factors[i], most = factor * int64_t(parts.largest(block.top(token)));
-        if (most == 0) continue;
-        List list{block.starts[token], block.starts[token + 1], factor, most, nullptr, nullptr, 0, 0, 0, 0};
-        list.last = list.begin;
-        if (list.end - list.begin > windowed_list) {
-            const auto& known = block.windowed_tokens;
-            const size_t at = size_t(std::lower_bound(known.begin(), known.end(), uint32_t(token)) - known.begin());
-            list.window_starts = block.window_starts.data() + at * (block.n_windows() + 1);
-            list.window_tops = block.window_tops.data() + at * block.n_windows();
-        }
-        lists.push_back(list);
+        const uint32_t factor = query.factors[i];
+        const int64_t bound = product(factor, parts.largest(block.top(token)));
+        if (bound > 0)
+            lists.push_back({block.documents, block.starts[token], block.starts[token + 1], block.steps_of(token),
+                             factor, bound});
     }
     return lists;
 }
@@ -110,8 +109,8 @@ bool better(const PostingHit& a, const PostingHit& b) {
     return a.score != b.score ? a.score > b.score : a.position < b.position;
 }
 
-// The best k of what was pushed, in ascending order of position. Cut back only when there are twice as many: a heap
-// would cost a logarithm for every hit.
+// The best k of what was pushed. Cut back only when there are twice as many: a heap would cost a logarithm for every
+// hit.
 class Best {
   public:
     explicit Best(size_t k) : k_(k) {}
@@ -124,6 +123,19 @@ class Best {
         if (hits_.size() >= 2 * k_) cut();
     }
 
+    // Raises the floor to where it will be in the end, or a little below, if the rest of the documents is like the share
+    // that was searched: so many of the k best are among these, and not many more, by the variance of such draws.
+    void expect(double share) {
+        const double mean = share * double(k_), rank = mean + 4 * std::sqrt(mean) + 8;
+        if (rank >= double(k_) || rank >= double(hits_.size())) return;
+        std::nth_element(hits_.begin(), hits_.begin() + ptrdiff_t(rank), hits_.end(), better);
+        raise(hits_[size_t(rank)].score - 1);
+        expected_ = true;
+    }
+
+    // False when a floor was too high: then what is found is not the best k.
+    bool holds() const { return !expected_ || hits_.size() >= k_; }
+
     std::vector<PostingHit> sorted() {
         if (hits_.size() > k_) cut();
         std::sort(hits_.begin(), hits_.end(), better);
@@ -131,24 +143,32 @@ class Best {
     }
 
   private:
+    // Documents come in no order: one that scores as much as the last of the best may stand before it.
     void cut() {
         std::nth_element(hits_.begin(), hits_.begin() + ptrdiff_t(k_ - 1), hits_.end(), better);
         hits_.resize(k_);
-        floor_ = hits_[k_ - 1].score;
+        floor_ = std::max(floor_, hits_[k_ - 1].score - 1);
+    }
+    void raise(int64_t floor) {
+        if (floor <= floor_) return;
+        floor_ = floor;
+        hits_.erase(std::remove_if(hits_.begin(), hits_.end(), [&](const auto& hit) { return hit.score <= floor; }),
+                    hits_.end());
     }
 
     size_t k_;
     int64_t floor_ = 0;
+    bool expected_ = false;
     std::vector<PostingHit> hits_;
 };
 
 // What is written may be overwritten by the next: there is no branch to guess wrong.
-size_t collect_plain(const int64_t* sums, const bool* allowed, size_t n, int64_t limit, uint16_t* out) {
+size_t collect_plain(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint16_t* out) {
     size_t found = 0;
     for (size_t group = 0; group < n; group += collect_step) {
-        uint64_t signs = 0;
-        for (size_t i = 0; i < collect_step; ++i) signs |= uint64_t(limit - sums[group + i]);
-        if (!(signs >> 63)) continue;
+        uint32_t above = 0;
+        for (size_t i = 0; i < collect_step; ++i) above |= uint32_t(sums[group + i] > limit);
+        if (!above) continue;
         for (size_t i = group; i < group + collect_step; ++i) {
             out[found] = uint16_t(i);
             found += size_t(sums[i] > limit) & size_t(allowed[i]);
@@ -169,91 +189,92 @@ Collect collect_function() {
 }
 
 template <class Parts>
-class BlockSearch {
+class Search {
   public:
-    // first: the position of the block's first document; allowed: of the block's documents
-    BlockSearch(const PostingBlock& block, const Parts& parts, const PostingQuery& query, int64_t first,
-                const bool* allowed, Best& best)
-        : block_(block), parts_(parts), lists_(lists_of(block, query, parts)), first_(first), allowed_(allowed),
-          best_(best) {
-        for (const List& list : lists_) total_bound_ += list.most;
+    Search(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms, const bool* allowed)
+        : allowed_(allowed) {
+        parts_.reserve(blocks.size());
+        int64_t first = 0;
+        for (size_t i = 0; i < blocks.size(); ++i) {
+            parts_.emplace_back(*blocks[i], i, first, norms);
+            lists_.push_back(lists_of(*blocks[i], query, parts_[i]));
+            // Those that save most postings for the least bound come first: they are the first to be left out.
+            std::sort(lists_[i].begin(), lists_[i].end(), [](const List& a, const List& b) {
+                return double(a.size()) * double(b.bound) > double(b.size()) * double(a.bound);
+            });
+            int64_t bound = 0;
+            for (const List& list : lists_[i]) bound += list.bound;
+            for (uint32_t start = 0; start < blocks[i]->n_documents; start += window_size) {
+                const uint32_t stop = uint32_t(std::min<size_t>(start + window_size, blocks[i]->n_documents));
+                windows_.push_back({i, first, start, stop, bound});
+            }
+            first += int64_t(blocks[i]->n_documents);
+        }
     }
 
-    void run() {
-        for (size_t window = 0; window < block_.n_windows(); ++window) {
-            if (total_bound_ <= best_.floor()) return;
-            const uint32_t start = uint32_t(window) * window_size;
-            const uint32_t stop = uint32_t(std::min<size_t>(start + window_size, block_.n_documents));
-            if (enter(window, start, stop)) search_window(start, stop);
-        }
+    // may_expect: whether the floor may follow what was found so far
+    void run(Best& best, bool may_expect) {
+        size_t searched = 0;
+        const auto take = [&](const Window& window) {
+            if (window.bound > best.floor()) search(window, best);
+            ++searched;
+            const bool is_power = (searched & (searched - 1)) == 0;
+            if (may_expect && is_power) best.expect(double(searched) / double(windows_.size()));
+        };
+        for (size_t i = 0; i < windows_.size(); i += sample_stride) take(windows_[i]);
+        for (size_t i = 0; i < windows_.size(); ++i)
+            if (i % sample_stride) take(windows_[i]);
     }
 
   private:
-    // Finds the lists' postings of a window and their bounds; false when none of its documents can be among the best.
-    bool enter(size_t window, uint32_t start, uint32_t stop) {
-        active_.clear();
-        int64_t total = 0;
-        for (List& list : lists_) {
-            if (list.window_starts) {
-                list.first = list.window_starts[window];
-                list.last = list.window_starts[window + 1];
-                list.bound = list.factor * int64_t(parts_.largest(list.window_tops[window]));
-            } else {
-                list.first = advance(block_.documents, list.last, list.end, start);
-                list.last = advance(block_.documents, list.first, list.end, stop);
-                list.bound = list.most;
-            }
-            if (list.first == list.last || list.bound == 0) continue;
-            total += list.bound;
-            active_.push_back(&list);
+    struct Window {
+        size_t block;
+        int64_t first;  // the position of the block's first document
+        uint32_t start, stop;
+        int64_t bound;  // no document gets more from all lists
+    };
+
+    void search(const Window& window, Best& best) {
+        choose_essential(lists_[window.block], best.floor());
+        const Parts& parts = parts_[window.block];
+        for (const List* list : essential_) add_all(*list, parts, window);
+        collect(window, best.floor() - others_bound_);
+        int64_t rest = others_bound_;
+        for (const List* list : others_) {
+            if (n_candidates_ == 0) break;
+            complete(*list, parts, window);
+            rest -= list->bound;
+            keep_above(best.floor() - rest);
         }
-        if (total <= best_.floor()) return false;
-        choose_essential();
-        return true;
+        for (size_t i = 0; i < n_candidates_; ++i)
+            best.push(sums_[candidates_[i]], window.first + window.start + candidates_[i]);
+        std::memset(sums_, 0, sizeof sums_);
     }
 
-    // Lists whose bounds together cannot lift a document above the floor need not be read from end to end: those that
-    // save most postings for the least bound.
-    void choose_essential() {
-        for (List* list : active_) list->cost = double(list->last - list->first) / double(list->bound);
-        std::sort(active_.begin(), active_.end(), [](const List* a, const List* b) { return a->cost > b->cost; });
+    // Lists whose bounds together cannot lift a document above the floor need not be read from end to end.
+    void choose_essential(const std::vector<List>& lists, int64_t floor) {
         essential_.clear();
         others_.clear();
         others_bound_ = 0;
-        for (List* list : active_) {
-            const bool is_other = others_bound_ + list->bound <= best_.floor();
-            (is_other ? others_ : essential_).push_back(list);
-            if (is_other) others_bound_ += list->bound;
+        for (const List& list : lists) {
+            const bool is_other = others_bound_ + list.bound <= floor;
+            (is_other ? others_ : essential_).push_back(&list);
+            if (is_other) others_bound_ += list.bound;
         }
         std::sort(others_.begin(), others_.end(), [](const List* a, const List* b) { return a->bound > b->bound; });
     }
 
-    void search_window(uint32_t start, uint32_t stop) {
-        for (const List* list : essential_) add_all(*list, start);
-        collect(start, stop);
-        int64_t rest = others_bound_;
-        for (const List* list : others_) {
-            if (n_candidates_ == 0) break;
-            complete(*list, start);
-            rest -= list->bound;
-            keep_above(best_.floor() - rest);
-        }
-        for (size_t i = 0; i < n_candidates_; ++i)
-            best_.push(sums_[candidates_[i]], first_ + start + candidates_[i]);
-        std::memset(sums_, 0, sizeof sums_);
-    }
-
-    void add_all(const List& list, uint32_t start) {
-        const uint16_t* documents = block_.documents;
-        const Parts parts = parts_;  // a copy the compiler can keep in registers
-        int64_t* sums = sums_;
-        const int64_t factor = list.factor;
-        const size_t end = list.last;
+    void add_all(const List& list, const Parts& of, const Window& window) {
+        const Parts parts = of;  // a copy the compiler can keep in registers
+        const uint16_t* documents = list.documents;
+        int32_t* sums = sums_;
+        const uint32_t factor = list.factor, start = window.start;
         const auto add = [&](size_t posting) {
             const uint32_t document = documents[posting];
-            sums[document - start] += factor * int64_t(parts.part(posting, document));
+            sums[document - start] += int32_t(product(factor, parts.part(posting, document)));
         };
-        size_t i = list.first;
+        const size_t end = list.at_or_after(window.stop);
+        size_t i = list.at_or_after(start);
         for (; i + 4 <= end; i += 4) {
             add(i);
             add(i + 1);
@@ -264,11 +285,10 @@ class BlockSearch {
     }
 
     // The allowed documents of the window that the lists not yet read could lift above the floor
-    void collect(uint32_t start, uint32_t stop) {
-        const size_t n = stop - start, whole = n / collect_step * collect_step;
-        const int64_t needed = best_.floor() - others_bound_;
-        const bool* allowed = allowed_ + start;
-        n_candidates_ = collect_(sums_, allowed, whole, needed, candidates_);
+    void collect(const Window& window, int64_t needed) {
+        const size_t n = window.stop - window.start, whole = n / collect_step * collect_step;
+        const bool* allowed = allowed_ + window.first + window.start;
+        n_candidates_ = collect_(sums_, allowed, whole, int32_t(needed), candidates_);
         for (size_t i = whole; i < n; ++i)
             if (sums_[i] > needed && allowed[i]) candidates_[n_candidates_++] = uint16_t(i);
     }
@@ -284,36 +304,63 @@ class BlockSearch {
     }
 
     // Add a list to the candidates' sums: one by one, or, when they are many, to all documents of the window.
-    void complete(const List& list, uint32_t start) {
-        if (n_candidates_ * look_up_cost > list.last - list.first) {
-            add_all(list, start);
+    void complete(const List& list, const Parts& parts, const Window& window) {
+        const size_t expected = list.size() * (window.stop - window.start) / parts.block.n_documents;
+        if (n_candidates_ * look_up_cost > expected) {
+            add_all(list, parts, window);
             return;
         }
-        size_t cursor = list.first;
         for (size_t i = 0; i < n_candidates_; ++i) {
-            const uint32_t document = start + candidates_[i];
-            cursor = advance(block_.documents, cursor, list.last, document);
-            if (cursor == list.last) return;
-            if (block_.documents[cursor] == document)
-                sums_[candidates_[i]] += list.factor * int64_t(parts_.part(cursor, document));
+            const uint32_t document = window.start + candidates_[i];
+            const size_t posting = list.at_or_after(document);
+            if (list.has(posting, document))
+                sums_[candidates_[i]] += int32_t(product(list.factor, parts.part(posting, document)));
         }
     }
 
-    const PostingBlock& block_;
-    const Parts parts_;
-    std::vector<List> lists_;
-    const int64_t first_;
     const bool* allowed_;
-    Best& best_;
     const Collect collect_ = collect_function();
-    std::vector<List*> active_;     // those with postings in the window, and of them:
-    std::vector<List*> essential_;
-    std::vector<List*> others_;     // by falling bound
-    int64_t others_bound_ = 0, total_bound_ = 0;
+    std::vector<Parts> parts_;               // of each block
+    std::vector<std::vector<List>> lists_;   // the same
+    std::vector<Window> windows_;
+    std::vector<const List*> essential_;     // of the window that is searched
+    std::vector<const List*> others_;        // by falling bound
+    int64_t others_bound_ = 0;
     size_t n_candidates_ = 0;
     uint16_t candidates_[window_size + collect_step];  // counted from the window's first document
-    alignas(64) int64_t sums_[window_size] = {};
+    alignas(64) int32_t sums_[window_size] = {};
 };
+
+template <class Parts>
+std::vector<PostingHit> top(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,
+                            const bool* allowed, size_t k) {
+    Search<Parts> search(blocks, query, norms, allowed);
+    Best best(k);
+    search.run(best, true);
+    if (!best.holds()) search.run(best = Best(k), false);
+    return best.sorted();
+}
+
+template <class Parts>
+void score(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms, const int64_t* positions,
+           size_t n, int64_t* scores) {
+    size_t next = 0;
+    int64_t first = 0, after = 0;
+    for (size_t i = 0; i < blocks.size() && next < n; ++i, first = after) {
+        after += int64_t(blocks[i]->n_documents);
+        const size_t begin = next;
+        while (next < n && positions[next] < after) ++next;
+        if (next == begin) continue;
+        const Parts parts(*blocks[i], i, first, norms);
+        for (const List& list : lists_of(*blocks[i], query, parts)) {
+            for (size_t j = begin; j < next; ++j) {
+                const uint32_t document = uint32_t(positions[j] - first);
+                const size_t posting = list.at_or_after(document);
+                if (list.has(posting, document)) scores[j] += product(list.factor, parts.part(posting, document));
+            }
+        }
+    }
+}
 
 }  // namespace
 
@@ -334,6 +381,11 @@ void PostingBlock::prepare() {
         demand(i == 0 || tokens[i - 1] < tokens[i], "tokens must ascend");
         demand(starts[i] <= starts[i + 1], "starts must not descend");
     }
+    for (size_t i = 0; i < n_large; ++i) {
+        demand(large_at[i] < starts[n_tokens] && (i == 0 || large_at[i - 1] < large_at[i]),
+               "large_at must ascend within the postings");
+        demand(large_counts[i] >= 15, "large_counts must be at least 15");
+    }
     for (size_t i = 0; i < n_tokens; ++i) {
         for (size_t j = starts[i]; j < starts[i + 1]; ++j) {
             demand(documents[j] < n_documents, "documents must be less than n_documents");
@@ -343,20 +395,21 @@ void PostingBlock::prepare() {
             long_tokens.push_back(uint32_t(i));
             long_tops.push_back(find_top(starts[i], starts[i + 1]));
         }
-        if (starts[i + 1] - starts[i] > windowed_list) divide(i);
+        if (starts[i + 1] - starts[i] > stepped_list) add_steps(i);
     }
 }
 
-void PostingBlock::divide(size_t token) {
-    windowed_tokens.push_back(uint32_t(token));
-    size_t at = starts[token];
-    for (size_t window = 0; window < n_windows(); ++window) {
-        const size_t first = at;
-        at = advance(documents, at, starts[token + 1], uint32_t(window + 1) * window_size);
-        window_starts.push_back(uint32_t(first));
-        window_tops.push_back(find_top(first, at));
-    }
-    window_starts.push_back(starts[token + 1]);
+void PostingBlock::add_steps(size_t token) {
+    stepped_tokens.push_back(uint32_t(token));
+    const size_t begin = starts[token], end = starts[token + 1];
+    for (size_t step = 0; step < posting_steps; ++step)  // the last begins at 65,280 or before: 16 bits hold it
+        steps.push_back(uint16_t(lower_bound(documents, begin, end, uint32_t(step) * posting_step) - begin));
+}
+
+const uint16_t* PostingBlock::steps_of(size_t token) const {
+    if (starts[token + 1] - starts[token] <= stepped_list) return nullptr;
+    const auto found = std::lower_bound(stepped_tokens.begin(), stepped_tokens.end(), uint32_t(token));
+    return steps.data() + size_t(found - stepped_tokens.begin()) * posting_steps;
 }
 
 PostingBlock::Top PostingBlock::find_top(size_t begin, size_t end) const {
@@ -376,43 +429,15 @@ PostingBlock::Top PostingBlock::top(size_t token) const {
 
 std::vector<PostingHit> top_postings(const PostingBlocks& blocks, const PostingQuery& query,
                                      const LengthNorms& norms, const bool* allowed, size_t k) {
-    Best best(k);
-    int64_t first = 0;
-    for (size_t i = 0; i < blocks.size(); ++i) {
-        const PostingBlock& block = *blocks[i];
-        with_parts(block, i, first, norms, [&](const auto& parts) {
-            BlockSearch<std::decay_t<decltype(parts)>>(block, parts, query, first, allowed + first, best).run();
-        });
-        first += int64_t(block.n_documents);
-    }
-    return best.sorted();
+    return norms.norms ? top<Bm25Parts>(blocks, query, norms, allowed, k)
+                       : top<StoredWeights>(blocks, query, norms, allowed, k);
 }
 
 void score_postings(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,
                     const int64_t* positions, size_t n, int64_t* scores) {
     std::fill(scores, scores + n, 0);
-    size_t next = 0;
-    int64_t first = 0, after = 0;
-    for (size_t i = 0; i < blocks.size() && next < n; ++i) {
-        const PostingBlock& block = *blocks[i];
-        first = after;
-        after += int64_t(block.n_documents);
-        const size_t begin = next;
-        while (next < n && positions[next] < after) ++next;
-        if (next == begin) continue;
-        with_parts(block, i, first, norms, [&](const auto& parts) {
-            for (const List& list : lists_of(block, query, parts)) {
-                size_t cursor = list.begin;
-                for (size_t j = begin; j < next; ++j) {
-                    const uint32_t document = uint32_t(positions[j] - first);
-                    cursor = advance(block.documents, cursor, list.end, document);
-                    if (cursor == list.end) break;
-                    if (block.documents[cursor] == document)
-                        scores[j] += list.factor * int64_t(parts.part(cursor, document));
-                }
-            }
-        });
-    }
+    norms.norms ? score<Bm25Parts>(blocks, query, norms, positions, n, scores)
+                : score<StoredWeights>(blocks, query, norms, positions, n, scores);
 }
 
 int64_t count_postings(const PostingBlocks& blocks, uint32_t token, const bool* allowed) {

@@ -1,7 +1,7 @@
 // Exact top-k and exact scores over posting lists, for weights that are stored and for BM25 made from counts.
 //
-// A score is a sum of whole numbers: factor (32 bits, one for each query token) times part (16 bits, one for each
-// posting). Whole numbers add up the same in every order, so that skipping and reordering change nothing.
+// A score is a sum of whole numbers, factor * part / 65536 rounded down: a factor for each query token, a part of 16 bits
+// for each posting. Whole numbers add up the same in every order, so that skipping and reordering change nothing.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace m3edge {
 
-// Documents searched together: 32 KiB of sums, which fit the first-level cache.
-constexpr uint32_t posting_window = 4096;
+constexpr uint32_t posting_step = 256;  // documents
+constexpr size_t posting_steps = 65536 / posting_step;
 
 // The postings of up to 65,536 documents that stand one after another. Token i owns the postings starts[i] to
 // starts[i + 1]; a posting's document is counted from the block's first, ascending within a token.
@@ -35,13 +35,12 @@ struct PostingBlock {
     std::vector<uint32_t> long_tokens;  // indices of the tokens whose tops are kept, ascending
     std::vector<Top> long_tops;
 
-    // The same of each window of documents, and where a token's postings begin in it, for the longest lists.
-    std::vector<uint32_t> windowed_tokens;  // their tokens' indices, ascending
-    std::vector<uint32_t> window_starts;    // [windowed_tokens][n_windows() + 1]
-    std::vector<Top> window_tops;           // [windowed_tokens][n_windows()]
+    // Where in a token's postings the documents 0, 256, 512 … begin, for the longest lists: any is found among few.
+    std::vector<uint32_t> stepped_tokens;  // their tokens' indices, ascending
+    std::vector<uint16_t> steps;           // [stepped_tokens][posting_steps]
 
-    size_t n_windows() const { return (n_documents + posting_window - 1) / posting_window; }
     Top top(size_t token) const;
+    const uint16_t* steps_of(size_t token) const;  // null for a shorter list
     int32_t count(size_t posting) const;
 
     // Fill in the vectors. Throws std::invalid_argument when the arrays are not as described above.
@@ -49,13 +48,13 @@ struct PostingBlock {
 
   private:
     Top find_top(size_t begin, size_t end) const;
-    void divide(size_t token);
+    void add_steps(size_t token);
 };
 
 // One block after another; each begins where the one before it ends.
 using PostingBlocks = std::vector<const PostingBlock*>;
 
-// factors[i] belongs to tokens[i]; a token may occur twice. At most 32,768 tokens, or sums could overflow.
+// factors[i] belongs to tokens[i]; a token may occur twice. All factors together are less than 2 ** 31, and so is a score.
 struct PostingQuery {
     const uint32_t* tokens;
     const uint32_t* factors;

@@ -1,4 +1,4 @@
-// Sums above a limit, four to a comparison.
+// Sums above a limit, eight to a comparison.
 #include "postings_collect.h"
 
 #if defined(__AVX2__)
@@ -7,15 +7,15 @@
 namespace m3edge {
 namespace {
 
-size_t collect(const int64_t* sums, const bool* allowed, size_t n, int64_t limit, uint16_t* out) {
-    const __m256i limits = _mm256_set1_epi64x(limit);
+size_t collect(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint16_t* out) {
+    const __m256i limits = _mm256_set1_epi32(limit);
     size_t found = 0;
     for (size_t i = 0; i < n; i += collect_step) {
         unsigned above = 0;
-        for (int part = 0; part < 4; ++part) {
-            const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + i + 4 * part));
-            const int bits = _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(four, limits)));
-            above |= unsigned(bits) << (4 * part);
+        for (int half = 0; half < 2; ++half) {
+            const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + i + 8 * half));
+            const int bits = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(eight, limits)));
+            above |= unsigned(bits) << (8 * half);
         }
         if (!above) continue;
         const __m128i flags = _mm_loadu_si128(reinterpret_cast<const __m128i*>(allowed + i));

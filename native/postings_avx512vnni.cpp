@@ -1,4 +1,5 @@
-// Sums above a limit, eight to a comparison; their numbers are packed together without a branch.
+// Sums above a limit, sixteen to a comparison; their numbers are packed together without a branch,
+// found or not: which sixteen have any cannot be foreseen.
 #include "postings_collect.h"
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -7,15 +8,12 @@
 namespace m3edge {
 namespace {
 
-size_t collect(const int64_t* sums, const bool* allowed, size_t n, int64_t limit, uint16_t* out) {
-    const __m512i limits = _mm512_set1_epi64(limit), step = _mm512_set1_epi32(int(collect_step));
+size_t collect(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint16_t* out) {
+    const __m512i limits = _mm512_set1_epi32(limit), step = _mm512_set1_epi32(int(collect_step));
     __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     size_t found = 0;
     for (size_t i = 0; i < n; i += collect_step, numbers = _mm512_add_epi32(numbers, step)) {
-        const unsigned low = _mm512_cmpgt_epi64_mask(_mm512_loadu_si512(sums + i), limits);
-        const unsigned high = _mm512_cmpgt_epi64_mask(_mm512_loadu_si512(sums + i + 8), limits);
-        unsigned above = low | high << 8;
-        if (!above) continue;
+        unsigned above = _mm512_cmpgt_epi32_mask(_mm512_loadu_si512(sums + i), limits);
         const __m128i flags = _mm_loadu_si128(reinterpret_cast<const __m128i*>(allowed + i));
         above &= _mm_test_epi8_mask(flags, flags);
         const __m512i packed = _mm512_maskz_compress_epi32(__mmask16(above), numbers);

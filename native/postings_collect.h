@@ -13,7 +13,7 @@ constexpr size_t collect_step = 16;  // sums looked at together
 
 // Writes to `out` the numbers i < n with sums[i] > limit and allowed[i], ascending; returns how many.
 //   n: a multiple of collect_step; out: room for n + collect_step numbers, whatever is found
-using Collect = size_t (*)(const int64_t* sums, const bool* allowed, size_t n, int64_t limit, uint16_t* out);
+using Collect = size_t (*)(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint16_t* out);
 
 // Null where the binary was not built for the instruction set.
 Collect collect_avx2();

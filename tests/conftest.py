@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,24 @@ def index(tmp_path: Path, encoder: Encoder) -> Iterator[Index]:
     """An empty index."""
     with Index.create(tmp_path / "index", encoder) as index:
         yield index
+
+
+@pytest.fixture(scope="session")
+def largest_file() -> Callable[[int], AbstractContextManager[None]]:
+    """`with largest_file(n)`: every write that would make a file larger than n bytes fails, as on a full disk, by the
+    system itself."""
+    resource = pytest.importorskip("resource", reason="only POSIX systems limit the size of files")
+
+    @contextmanager
+    def limit(size_bytes: int) -> Iterator[None]:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    return limit
 
 
 @pytest.fixture

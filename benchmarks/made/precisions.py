@@ -37,6 +37,27 @@ def fidelity() -> str:
     return table(["against fp32", *columns.values()], lines)
 
 
+def nncf() -> str:
+    report = result("nncf-static-m3-mini")
+    columns = {
+        "dense_cosine_mean": "dense cosine", "dense_cosine_worst": "worst", "token_cosine_mean": "token cosine",
+        "token_cosine_p1": "1st percentile",
+    }  # fmt: skip
+    lines = []
+    for name, key in (("m3edge static", "m3edge"), ("NNCF", "NNCF")):
+        times = [f"{row['ms'][key]:.1f}" for row in report["speed"].values()]
+        quality = [f"{report['quality'][name][column]:.5f}" for column in columns]
+        lines.append([name, *times, *quality])
+    speed = report["speed"].items()
+    shapes = [f"{name}, ms" if row["texts"] == 1 else f"{row['texts']} texts, ms" for name, row in speed]
+    return table(["static int8 on OpenVINO", *shapes, *columns.values()], lines)
+
+
+def nncf_ratios() -> str:
+    speed = result("nncf-static-m3-mini")["speed"]
+    return ", ".join(f"{name} {row['m3edge_times_as_fast']:.2f}" for name, row in speed.items())
+
+
 def engines() -> str:
     report = result("engines-mini")
     shapes = list(report["speed"])
@@ -104,6 +125,8 @@ def four_bits_line() -> str:
 PARTS = {
     "precisions": precisions,
     "fidelity": fidelity,
+    "nncf": nncf,
+    "nncf-ratios": nncf_ratios,
     "engines": engines,
     "start": start,
     "start-setup": start_setup,

@@ -99,7 +99,7 @@ def export_precisions(
         prefixes = (info.query_prefix, info.passage_prefix)
         inputs = product_inputs(graph) if {"int8", "int4"} & set(outs) else []
         watched = [*inputs, *(layer_values(graph) if "fp16" in outs else [])]
-        moments = inputs if "int4" in outs else []
+        moments = inputs
         statistics = (
             calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length, moments) if watched else {}
         )

@@ -2,17 +2,18 @@
 
 A value is (bits - 8) · scale, the scale of either sign, so -8 · scale can be the largest or the smallest of a block.
 Tables take the scale that loses least; products know from calibration what they will be multiplied with, and round one
-input after the other, each taking over what the ones before it have lost (GPTQ, arXiv 2210.17323).
+input after the other, as in_turn does.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from m3edge_export.in_turn import Round, round_in_turn
+
 BLOCK = 32  # weights that share a scale
 # Of the scale at which the largest value is met exactly. Less cuts that value off and is finer for the others.
 _SHRINKING = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
-_DAMPING = 0.01  # GPTQ's: of the mean of the diagonal
 _CHUNK = 1 << 20  # weights searched at a time
 
 
@@ -38,25 +39,22 @@ def quantize_product(weight: np.ndarray, moments: np.ndarray | None) -> tuple[np
     if moments is None:
         return quantize_table(weight)
     n_blocks = _n_blocks(weight.shape[1])
-    packed = np.empty((len(weight), n_blocks, BLOCK // 2), np.uint8)
     scales = np.empty((len(weight), n_blocks), np.float32)
-    rest = np.array(weight, np.float32)
     importance = np.maximum(np.diag(moments), 1e-12 * np.max(np.diag(moments)) + 1e-30).astype(np.float32)
-    spread = _spread(moments)
-    for number in range(n_blocks):
-        here = slice(number * BLOCK, (number + 1) * BLOCK)
-        block, own = rest[:, here], spread[here, here]
-        scale = best_scales(block[:, None], importance[here])[:, 0]
-        bits = np.empty(block.shape, np.uint8)
-        lost = np.empty_like(block)
-        for i in range(BLOCK):
-            bits[:, i] = _round(block[:, i, None, None], scale[:, None])[:, 0, 0]
-            lost[:, i] = (block[:, i] - (bits[:, i] - np.float32(8)) * scale) / own[i, i]
-            block[:, i + 1 :] -= lost[:, i, None] * own[i, i + 1 :]
-        rest[:, here.stop :] -= lost @ spread[here, here.stop :]
-        packed[:, number] = _pack(bits)
-        scales[:, number] = scale
-    return packed, scales
+    bits = np.empty((len(weight), n_blocks, BLOCK), np.uint8)
+
+    def begin(here: slice, values: np.ndarray) -> Round:
+        number = here.start // BLOCK
+        scale = scales[:, number] = best_scales(values[:, None], importance[here])[:, 0]
+
+        def rounded(place: int, column: np.ndarray) -> np.ndarray:
+            chosen = bits[:, number, place] = _round(column[:, None, None], scale[:, None])[:, 0, 0]
+            return (chosen - np.float32(8)) * scale
+
+        return rounded
+
+    round_in_turn(weight, moments, BLOCK, begin)
+    return _pack(bits), scales
 
 
 def best_scales(blocks: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
@@ -98,11 +96,3 @@ def _round(blocks: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def _pack(bits: np.ndarray) -> np.ndarray:
     return bits[..., 0::2] | (bits[..., 1::2] << 4)
-
-
-def _spread(moments: np.ndarray) -> np.ndarray:
-    """How those behind an input take over what it loses: the upper Cholesky factor of the moments' inverse."""
-    damped = np.array(moments, np.float64)
-    diagonal = np.diag_indices_from(damped)
-    damped[diagonal] += _DAMPING * max(float(damped[diagonal].mean()), 1e-30)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from m3edge_export.eight_bits import quantize_columns, quantize_rows
 from m3edge_export.four_bits import BLOCK, quantize_product, quantize_table
 from m3edge_export.fuse import CONTRIB
 from m3edge_export.weights import WeightReader, WeightWriter
@@ -33,7 +34,8 @@ _ZERO_POINT = 128  # symmetric: 0.0 is 128
 # What GELU gives is never below -0.17: a byte's range is better spent on the positive side.
 _GELU_ZERO_POINT = 20
 _GELU_LEAST = 0.17
-_VALUE, _ATTENTION_OUTPUT = "/attention/self/value", "/attention/output/dense"
+# The ends of names in a fused graph: the values' product, what attention gives, the product behind it.
+VALUE, ATTENTION_ROWS, ATTENTION_OUTPUT = "/attention/self/value", "/attention/rows", "/attention/output/dense"
 
 
 class Seen(NamedTuple):
@@ -48,6 +50,13 @@ class Seen(NamedTuple):
     def magnitude(self) -> np.ndarray:
         """The largest absolute values."""
         return np.maximum(-self.least, self.largest)
+
+    def covariance(self, factors: np.ndarray) -> np.ndarray | None:
+        """Of this tensor times factors, float32 [width]: float32 [width, width], or None without moments."""
+        if self.moments is None:
+            return None
+        mean = self.mean.astype(np.float32)
+        return (self.moments - np.outer(mean, mean)) * np.outer(factors, factors)
 
 
 Statistics = Mapping[str, Seen]  # a tensor's name -> what was seen of it
@@ -193,10 +202,13 @@ class _Int8Products:
         source, weight = node.input[:2]
         output = node.output[0]
         rows, row_scale, zero_point = self._quantize_input(rewriter, source)
-        values = rewriter.reader[weight]
-        if source in self._smoothing:
-            values = values * self._smoothing[source][:, None]
-        quantized, scales = quantize_columns(values)
+        seen = self._statistics[source]
+        factors = self._smoothing.get(source, np.ones_like(seen.least))
+        values = rewriter.reader[weight] * factors[:, None]
+        quantized, scales = quantize_columns(values, seen.covariance(1 / factors))
+        # What the rounding adds to the output on average is taken out of the bias.
+        rounded = quantized * scales
+        offset = (seen.mean / factors) @ (values - rounded)
         product = rewriter.node(
             "MatMulIntegerToFloat",
             [
@@ -209,15 +221,15 @@ class _Int8Products:
             f"{output}/product",
             domain=CONTRIB,
         )
-        bias = self._bias(rewriter, node)
+        bias = self._bias(rewriter, node, rounded, offset.astype(np.float32))
         if bias is None:
             rewriter.nodes[-1].output[0] = output
         else:
             # Not as the operator's own bias: with a scale for every row, onnxruntime would multiply it by that too.
             rewriter.node("Add", [product, rewriter.weight(f"{output}/bias", bias)], output)
 
-    def _bias(self, rewriter: _Rewriter, node: NodeProto) -> np.ndarray | None:
-        """What is to be added to a product, float32 [outputs].
+    def _bias(self, rewriter: _Rewriter, node: NodeProto, weight: np.ndarray, offset: np.ndarray) -> np.ndarray | None:
+        """What is to be added to a product, float32 [outputs]; offset: on top of its own bias.
 
         What attention does to the values' bias is nothing: a row of its weights sums to 1. So it goes on into the bias
         of the attention's output, and one pass over the activations is saved.
@@ -225,13 +237,13 @@ class _Int8Products:
         output = node.output[0]
         if len(node.input) < 3:
             return None
-        bias = rewriter.reader[node.input[2]]
-        if output.endswith(_VALUE):
-            self._value_biases[output.removesuffix(_VALUE)] = bias
+        bias = rewriter.reader[node.input[2]] + offset
+        if output.endswith(VALUE):
+            self._value_biases[output.removesuffix(VALUE)] = bias
             return None
-        if output.endswith(_ATTENTION_OUTPUT):
-            values = self._value_biases.pop(output.removesuffix(_ATTENTION_OUTPUT))
-            return bias + values @ rewriter.reader[node.input[1]]
+        if output.endswith(ATTENTION_OUTPUT):
+            values = self._value_biases.pop(output.removesuffix(ATTENTION_OUTPUT))
+            return bias + values @ weight
         return bias
 
     def _quantize_input(self, rewriter: _Rewriter, source: str) -> tuple[str, str, str]:
@@ -292,7 +304,7 @@ def _is_smoothed(source: str) -> bool:
 
     Smoothing what attention or GELU gives was measured to gain nothing, or to lose.
     """
-    return not source.endswith(("/attention/rows", "/gelu"))
+    return not source.endswith((ATTENTION_ROWS, "/gelu"))
 
 
 def smoothing_factors(activations: np.ndarray, weights: np.ndarray, alpha: float = SMOOTHING) -> np.ndarray:
@@ -303,20 +315,3 @@ def smoothing_factors(activations: np.ndarray, weights: np.ndarray, alpha: float
     floor = 1e-5
     factors = np.maximum(activations, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
     return np.clip(factors / np.exp(np.log(factors).mean()), *_SMOOTHING_RANGE).astype(np.float32)
-
-
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [inputs, outputs] to int8 [inputs, outputs] and float32 [outputs]: weight ≈ int8 · scale."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / 127, 1e-12).astype(np.float32)
-    return np.rint(weight / scale).astype(np.int8), scale
-
-
-def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [rows, width] to int8 [rows, width] and float32 [rows, 1], a block of rows at a time."""
-    quantized = np.empty(table.shape, np.int8)
-    scales = np.empty((len(table), 1), np.float32)
-    for start in range(0, len(table), 16_384):
-        rows = slice(start, start + 16_384)
-        scales[rows] = np.maximum(np.abs(table[rows]).max(axis=1, keepdims=True) / 127, 1e-12)
-        quantized[rows] = np.rint(table[rows] / scales[rows])
-    return quantized, scales

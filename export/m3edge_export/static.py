@@ -2,31 +2,34 @@
 
 Activations have one scale for a whole tensor, found by calibration, where the dynamic form has one for each token:
 
-    x -> Mul (smoothing) -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(weight)) -> Add (bias)
+    x -> Mul, Add -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(weight)) -> Add (bias)
 
-That needs more smoothing than the dynamic form: what GELU gives has a few channels a hundred times as large as the
-others, so it is smoothed too, and the product behind it has int8 weights of its own. All other weights, the embedding
-table and the heads are those of the dynamic form, and both graphs point to the same bytes.
+That needs more smoothing than the dynamic form. Every channel is moved so that its range lies evenly round 0, and what
+GELU and attention give is smoothed too: a few channels of theirs are a hundred times as large as the others. The
+products behind these two have int8 weights of their own; what attention gives is moved and smoothed for free, by the
+bias and the scales of the values' product. All other weights, the embedding table and the heads are those of the
+dynamic form, and both graphs point to the same bytes.
 
 Attention is written out, for OpenVINO's own fusion to find; hidden states are [batch, sequence, width] throughout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from m3edge_export.eight_bits import byte_range, quantize_columns
 from m3edge_export.fuse import layer_of, prune, replace_nodes
-from m3edge_export.quantize import Seen, quantize_columns, smoothing_factors
+from m3edge_export.quantize import ATTENTION_OUTPUT, ATTENTION_ROWS, VALUE, Seen, smoothing_factors
 from m3edge_export.weights import WeightReader, WeightWriter
 
 OPSET = 21  # what these operators need; TensorRT and older OpenVINO releases read it
-# SmoothQuant's alpha for what GELU gives, without which the dense cosine on mini is .997. The usual .5 costs the
-# channels that weigh little more than it gains; with .9, texts unlike calibration's leave some channel's range.
-_GELU_SMOOTHING = 0.85
+# SmoothQuant's alpha for what GELU and attention give. The usual .5 costs the channels that weigh little more than it
+# gains; with .9, texts unlike calibration's leave some channel's range.
+_OWN_SMOOTHING = 0.85
 # GELU reaches down to -.17 in nearly every channel. Smoothed by that, quiet channels would take up to half of a byte's
 # values for their negative side; counted so many times, it takes about a tenth. Halves the error of this input.
 _GELU_BELOW = 8
@@ -50,7 +53,8 @@ def write_static(
     writer:                  takes the others
     statistics:              each product's input -> what calibration saw
     """
-    builder = _Builder(reader, dynamic, dynamic_reader, writer, statistics, n_heads)
+    products = [node for node in fused.graph.node if node.op_type == "Gemm"]
+    builder = _Builder(reader, dynamic, dynamic_reader, writer, statistics, n_heads, products)
     for node in dynamic.graph.node:
         if layer_of(node) is None:
             builder.outside(node)
@@ -68,6 +72,17 @@ def write_static(
     return static
 
 
+class _Adjusted(NamedTuple):
+    """A product's input as it is quantized, (x - shift) · factors; both float32 [inputs].
+
+    own_weights: whether the product has int8 weights of its own, the dynamic form's being made for other factors
+    """
+
+    shift: np.ndarray
+    factors: np.ndarray
+    own_weights: bool
+
+
 class _Builder:
     """Collects the static graph's nodes and weights."""
 
@@ -79,6 +94,7 @@ class _Builder:
         writer: WeightWriter,
         statistics: Mapping[str, Seen],
         n_heads: int,
+        products: Iterable[NodeProto],
     ) -> None:
         self.nodes: list[NodeProto] = []
         self.tensors: dict[str, TensorProto] = {}
@@ -90,6 +106,7 @@ class _Builder:
         self._n_heads = n_heads
         self._same: dict[str, str] = {}  # what a left-out Reshape gave -> what it took
         self._quantized: dict[str, str] = {}  # a product's input -> the same, through quantization
+        self._weight_of = {node.output[0]: node.input[1] for node in products}
         self._width = 0  # of the hidden states
 
     def outside(self, node: NodeProto) -> None:
@@ -140,46 +157,60 @@ class _Builder:
     def _product(self, node: NodeProto) -> None:
         source, weight, output = node.input[0], node.input[1], node.output[0]
         self._width = self._width or self._reader[weight].shape[0]  # the first product is a layer's query, key or value
-        smoothing = f"{source}/int8/smoothing"
-        inverse: np.ndarray | None = None
-        if source.endswith("/gelu"):
-            factors = self._gelu_factors(source, weight)
-            values, scale = quantize_columns(self._reader[weight] * factors[:, None])
-            parameters = self._weight(f"{weight}/static/int8", values), self._weight(f"{weight}/static/scale", scale)
-            inverse = 1 / factors
+        adjusted = self._adjusted(source, weight)
+        shift, factors = adjusted.shift, adjusted.factors
+        seen = self._statistics[source]
+        if adjusted.own_weights:
+            whole = self._reader[weight] / factors[:, None]
+            values, scale = quantize_columns(whole, seen.covariance(factors))
+            parameters = [self._weight(f"{weight}/static/int8", values), self._weight(f"{weight}/static/scale", scale)]
         else:
-            parameters = self._weight(f"{weight}/int8"), self._weight(f"{weight}/scale")
+            parameters = [self._weight(f"{weight}/int8"), self._weight(f"{weight}/scale")]
             values, scale = (self._shared_reader[name] for name in parameters)
-            if smoothing in self._shared:
-                inverse = self._shared_reader[smoothing]
-        rows = self._quantized_input(source, inverse)
+        bias: np.ndarray | None = None
+        if len(node.input) == 3:
+            # What the shift takes out is put back, and what rounding the weights adds on average is taken out.
+            intended = self._reader[node.input[2]] + seen.mean @ self._reader[weight]
+            bias = intended - ((seen.mean - shift) * factors) @ values * scale
+        if output.endswith(VALUE):  # gives what the attention's output is to take
+            layer = output.removesuffix(VALUE)
+            taken = self._adjusted(f"{layer}{ATTENTION_ROWS}", self._weight_of[f"{layer}{ATTENTION_OUTPUT}"])
+            assert bias is not None
+            bias = (bias - taken.shift) * taken.factors
+            scale = scale * taken.factors
+            parameters[1] = self._weight(f"{output}/static/scale", scale.astype(np.float32))
+        rows = self._quantized_input(source, adjusted)
         # Named after the product, not the weight: of equal weights the tracer keeps one.
         dequantized = self._node("DequantizeLinear", parameters, f"{output}/weight", axis=1)
-        if len(node.input) < 3:
+        if bias is None:  # the keys': see fuse
             self._node("MatMul", [rows, dequantized], output)
             return
         product = self._node("MatMul", [rows, dequantized], f"{output}/product")
-        # What rounding the weights adds to the output on average is taken out of the bias.
-        mean = self._statistics[source].mean
-        intended = mean @ self._reader[weight]
-        rounded = ((mean if inverse is None else mean * inverse) @ values) * scale
-        bias = (self._reader[node.input[2]] + intended - rounded).astype(np.float32)
-        self._node("Add", [product, self._weight(f"{output}/static/bias", bias)], output)
+        self._node("Add", [product, self._weight(f"{output}/static/bias", bias.astype(np.float32))], output)
 
-    def _gelu_factors(self, source: str, weight: str) -> np.ndarray:
+    def _adjusted(self, source: str, weight: str) -> _Adjusted:
+        """How a product's input is adjusted before it is quantized."""
         seen = self._statistics[source]
-        reach = np.maximum(seen.largest, -_GELU_BELOW * seen.least)
-        return smoothing_factors(reach, np.abs(self._reader[weight]).max(axis=1), _GELU_SMOOTHING)
+        shift, reach = (seen.least + seen.largest) / 2, (seen.largest - seen.least) / 2
+        smoothing = f"{source}/int8/smoothing"
+        if smoothing in self._shared:
+            return _Adjusted(shift, self._shared_reader[smoothing], own_weights=False)
+        if source.endswith("/gelu"):
+            shift, reach = np.zeros_like(shift), np.maximum(seen.largest, -_GELU_BELOW * seen.least)
+        factors = 1 / smoothing_factors(reach, np.abs(self._reader[weight]).max(axis=1), _OWN_SMOOTHING)
+        return _Adjusted(shift, factors, own_weights=True)
 
-    def _quantized_input(self, source: str, factors: np.ndarray | None) -> str:
-        """The input, times factors float32 [inputs], to bytes and back: the pair of operators that stands for int8."""
+    def _quantized_input(self, source: str, adjusted: _Adjusted) -> str:
+        """The adjusted input, to bytes and back: the pair of operators that stands for int8."""
         if source in self._quantized:
             return self._quantized[source]
         name, seen, rows = f"{source}/static", self._statistics[source], source
-        least, largest = seen.least, seen.largest
-        if factors is not None:
-            rows = self._node("Mul", [source, self._weight(f"{name}/smoothing", factors)], f"{name}/smooth")
-            least, largest = least * factors, largest * factors
+        shift, factors = adjusted.shift, adjusted.factors
+        if not source.endswith(ATTENTION_ROWS):  # that is adjusted already, by the product that gives the values
+            rows = self._node("Mul", [rows, self._weight(f"{name}/factors", factors)], f"{name}/smooth")
+            if shift.any():
+                rows = self._node("Add", [rows, self._weight(f"{name}/shift", -shift * factors)], f"{name}/shifted")
+        least, largest = (seen.least - shift) * factors, (seen.largest - shift) * factors
         scale, zero_point = byte_range(float(least.min()), float(largest.max()))
         parameters = [
             self._weight(f"{name}/scale", np.array(scale, np.float32)),
@@ -219,13 +250,6 @@ class _Builder:
             tokens = self._node("Cast", ["attention_mask"], f"{name}/tokens", to=TensorProto.BOOL)
             self._node("Where", [self._node("Unsqueeze", [tokens, axes], f"{name}/keys"), nothing, masked], name)
         return name
-
-
-def byte_range(least: float, largest: float) -> tuple[float, int]:
-    """scale and zero point of unsigned bytes that reach from `least` to `largest` and hold 0.0 exactly."""
-    least, largest = min(least, 0.0), max(largest, 0.0)
-    scale = float(np.float32(max(largest - least, 1e-12) / 255))
-    return scale, round(-least / scale)
 
 
 def _only_reshapes(node: NodeProto) -> bool:

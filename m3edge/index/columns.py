@@ -9,12 +9,16 @@ the result.
 from __future__ import annotations
 
 import json
+import struct
 import threading
+import warnings
+import zlib
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -22,8 +26,11 @@ import numpy as np
 
 from m3edge.index.filters import All, Compares, Condition, Equals, Exists, Not, Some, Value, kind_of
 
-# What reading a .npz of another version, or none, may raise
-UNREADABLE = (KeyError, ValueError, TypeError, IndexError, EOFError, BadZipFile)
+# What reading a .npz of another version, or none, or one that lies, may raise: NumPy evaluates its headers as Python
+UNREADABLE = (
+    KeyError, ValueError, TypeError, IndexError, EOFError, BadZipFile, AttributeError, OverflowError, MemoryError,
+    RuntimeError, SyntaxError, TokenError, zlib.error, struct.error,
+)  # fmt: skip
 
 _PORTION = 20_000  # documents taken over at once: bounds the memory
 _KEPT_BYTES = 16_000_000  # of results, for filters that come again
@@ -59,6 +66,8 @@ class MetadataColumns:
         Raises OSError or one of UNREADABLE for a file of another kind.
         """
         self._file: Any = None
+        self._path = path
+        self.is_rebuilt = False  # whether another file should take the place of a damaged one
         self._segments: list[Segment] = []
         self._n_documents = 0
         if path is not None:
@@ -134,8 +143,10 @@ class MetadataColumns:
                 self._segments = _segments_from(arrays)
             if sum(segment.n_documents for segment in self._segments) != self._n_documents:
                 raise ValueError("the segments hold another number of documents")
-        except UNREADABLE:  # another version's: made again, like one that is missing
-            self._segments, self._n_documents = [], 0
+        except UNREADABLE as error:
+            message = f"{self._path}: damaged ({error}); it is made again from the documents"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            self._segments, self._n_documents, self.is_rebuilt = [], 0, True
         self._file = None
 
     def _append(self, segment: Segment) -> None:
@@ -170,6 +181,12 @@ def _check(column: Column, n_documents: int) -> None:
         raise ValueError("a column's positions and codes do not belong together")
     if len(positions) and not (0 <= positions.min() <= positions.max() < n_documents):
         raise ValueError("a column knows documents that its segment does not")
+    known: list[tuple[list[Any], tuple[type, ...]]] = [(column.numbers, (int, float)), (column.strings, (str,))]
+    for values, types in known:
+        if type(values) is not list or not all(type(value) in types for value in values):
+            raise ValueError("a column has values of another type")
+        if not all(first < second for first, second in pairwise(values)):
+            raise ValueError("a column's values do not ascend")
     if len(codes) and not (_PRESENT <= codes.min() <= codes.max() < _FIRST + len(column.numbers) + len(column.strings)):
         raise ValueError("a column has codes of no value")
 

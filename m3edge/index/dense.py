@@ -13,12 +13,15 @@ import copy
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from m3edge.errors import FormatError
 from m3edge.index.graph import HnswConfig, HnswGraph
 from m3edge.index.growing import GrowingArray
+from m3edge.index.late_graph import HeldFile, LateGraph
 from m3edge.index.scan import DenseScan
 from m3edge.index.shared_lock import SharedLock
 from m3edge.progress import progress_bar
@@ -55,7 +58,8 @@ class DenseIndex:
         self._alive = np.empty(0, bool)
         # The graph holds the vectors as well, but takes 15 us to hand one out.
         self._vectors = GrowingArray(np.empty((0, dim), np.float32))
-        self._graph: HnswGraph | None = None
+        self._vectors_file: Path | None = None
+        self._graph: LateGraph | None = None
         self._scan: DenseScan | None = None  # made by the first search that wants it
         self._making_scan = threading.Lock()
         self._to_hide = np.empty(0, np.int64)  # deleted rows that the graph does not know of yet
@@ -98,24 +102,27 @@ class DenseIndex:
             if self.wants_graph:
                 self.build_graph(progress=progress)
             return
+        graph = self._graph.get()
         # It may know some from an interrupted attempt, or all where it alone was read from a file.
-        first = int(np.searchsorted(rows, self._graph.last_row, "right"))
+        first = int(np.searchsorted(rows, graph.last_row, "right"))
         for start in range(first, len(rows), _GRAPH_ROWS):
             with lock.exclusive() if lock is not None else nullcontext():
-                self._graph.add(rows[start : start + _GRAPH_ROWS], vectors[start : start + _GRAPH_ROWS])
+                graph.add(rows[start : start + _GRAPH_ROWS], vectors[start : start + _GRAPH_ROWS])
 
     def delete(self, positions: np.ndarray) -> None:
         """Leave these documents out of every later search. positions: int64 [n]"""
         gone = np.unique(positions)
         gone = gone[self._alive[gone]]
+        if len(gone) and self._graph is not None:
+            self._graph.get()  # `hide_deleted` would keep searches waiting while it is read
         self._alive = self._alive.copy()
         self._alive[gone] = False
         self._to_hide = np.concatenate([self._to_hide, self._rows.array[gone]])
 
     def hide_deleted(self) -> None:
         """Spare the graph's searches the deleted documents, once nobody searches a state in which they are alive."""
-        if self._graph is not None:
-            self._graph.delete(self._to_hide)
+        if self._graph is not None and len(self._to_hide):
+            self._graph.get().delete(self._to_hide)
         self._to_hide = np.empty(0, np.int64)
 
     def search(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:
@@ -140,7 +147,17 @@ class DenseIndex:
 
     def writers(self) -> dict[str, Callable[[Path], None]]:
         """The files that keep all this but the rows and which of them are alive, and what writes each."""
-        return {VECTORS_FILE: self._save_vectors, **({GRAPH_FILE: self._graph.save} if self._graph is not None else {})}
+        return {VECTORS_FILE: self._save_vectors, **({GRAPH_FILE: self._save_graph} if self._graph is not None else {})}
+
+    @property
+    def graph_is_rebuilt(self) -> bool:
+        """Whether the graph's file was found to be of no use, and should be written again."""
+        return self._graph is not None and self._graph.is_rebuilt
+
+    def close(self) -> None:
+        """Let go of files that are open."""
+        if self._graph is not None:
+            self._graph.close()
 
     def load_vectors(self, path: Path, rows: np.ndarray, alive: np.ndarray) -> None:
         """Take what was saved, before anything is added; vectors are mapped and not read.
@@ -152,23 +169,42 @@ class DenseIndex:
         if vectors.shape != (len(rows), self._dim) or vectors.dtype != np.float32:
             raise ValueError(f"{path}: holds {vectors.dtype} {vectors.shape}, expected float32 {len(rows), self._dim}")
         self._rows, self._alive, self._vectors = GrowingArray(rows), alive, GrowingArray(vectors)
+        self._vectors_file = path
 
     def load_graph(self, path: Path) -> None:
-        """Take the graph that was saved with the vectors; they come from a file before, or are added afterwards."""
-        self._graph = HnswGraph(self._dim, self._config, self._n_threads, path)
-        self._graph.restore_deleted(int(np.count_nonzero(~self._alive)))
+        """Take the graph that was saved with the vectors, which were loaded before or are added afterwards. It is read
+        when it is first asked for. Raises OSError when it cannot be opened."""
+        self._graph = self._late_graph(HeldFile(path), progress=None)
 
     def build_graph(self, *, progress: bool | None = False) -> None:
         """Make the graph from the vectors."""
-        rows, vectors = self._rows.array, self._vectors.array
-        graph = HnswGraph(self._dim, self._config, self._n_threads)
-        with progress_bar(len(rows), "document", "building the graph", progress) as bar:
-            for start in range(0, len(rows), _BUILD_ROWS):
-                graph.add(rows[start : start + _BUILD_ROWS], vectors[start : start + _BUILD_ROWS])
-                bar.update(len(rows[start : start + _BUILD_ROWS]))
-        self._graph = graph
-        self._to_hide = self._rows.array[~self._alive]
-        self.hide_deleted()
+        self._graph = self._late_graph(None, progress=progress)
+        self._to_hide = np.empty(0, np.int64)
+
+    def _late_graph(self, file: HeldFile | None, progress: bool | None) -> LateGraph:
+        rows, vectors, alive = self._rows.array, self._vectors.array, self._alive  # the graph outlives this state
+        empty = partial(HnswGraph, self._dim, self._config, self._n_threads)
+
+        def read(path: Path) -> HnswGraph:
+            graph = empty(path)
+            graph.restore_deleted(int(np.count_nonzero(~alive)))
+            return graph
+
+        def build() -> HnswGraph:
+            graph = empty()
+            with progress_bar(len(rows), "document", "building the graph", progress) as bar:
+                for start in range(0, len(rows), _BUILD_ROWS):
+                    graph.add(rows[start : start + _BUILD_ROWS], vectors[start : start + _BUILD_ROWS])
+                    bar.update(len(rows[start : start + _BUILD_ROWS]))
+            graph.delete(rows[~alive])
+            return graph
+
+        return LateGraph(file, read, build)
+
+    def _save_graph(self, path: Path) -> None:
+        assert self._graph is not None
+        self._graph.get().save(path)
+        self._graph.is_rebuilt = False
 
     def _save_vectors(self, path: Path) -> None:
         with path.open("wb") as file:  # np.save would add its own ending to a bare path
@@ -177,7 +213,7 @@ class DenseIndex:
     # Ways to search
 
     def _asked(
-        self, graph: HnswGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
+        self, graph: LateGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
     ) -> np.ndarray | None:
         """The k nearest that are allowed, from the graph; None where scanning them is less work, or it finds too few.
 
@@ -187,7 +223,7 @@ class DenseIndex:
         n_live = int(np.count_nonzero(self._alive))
         wanted = k if n_allowed == n_live else int(1.5 * k * n_live / n_allowed) + 10
         while n_allowed == n_live or wanted * NUMBERS_A_GRAPH_RESULT < n_allowed * self._dim:
-            rows = graph.search(query, wanted)
+            rows = graph.get().search(query, wanted)
             if rows is None:
                 return None
             positions = self._positions(rows)
@@ -203,8 +239,13 @@ class DenseIndex:
         with self._making_scan:
             if self._scan is None:
                 scan = DenseScan(self._dim)
-                for start in range(0, len(self), _BLOCK_ROWS):
-                    scan.add(self._vectors.array[start : start + _BLOCK_ROWS])
+                try:
+                    for start in range(0, len(self), _BLOCK_ROWS):
+                        scan.add(self._vectors.array[start : start + _BLOCK_ROWS])
+                except ValueError as error:
+                    raise FormatError(
+                        f"{self._vectors_file}: damaged ({error}); remove it, and it is made again from the documents"
+                    ) from error
                 self._scan = scan
             return self._scan
 

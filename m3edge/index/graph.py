@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from m3edge.index.graph_file import problem_of_graph
+
 
 @dataclass(frozen=True, kw_only=True)
 class HnswConfig:
@@ -33,8 +35,12 @@ class HnswGraph:
     caller's to prevent."""
 
     def __init__(self, dim: int, config: HnswConfig, n_threads: int, path: Path | None = None) -> None:
-        """An empty graph, or the one that `save` wrote to `path`."""
+        """An empty graph, or the one that `save` wrote to `path`. Raises OSError, RuntimeError or ValueError when that
+        cannot be read, or is none of this width and configuration."""
         import hnswlib  # late: `import m3edge` stays light
+
+        if path is not None and (problem := problem_of_graph(path, dim, config.m, config.ef_construction)) is not None:
+            raise ValueError(problem)
 
         self._config = config
         self._n_threads = n_threads

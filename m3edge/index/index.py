@@ -98,7 +98,8 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path | str, encoder: Encoder | None = None, *, progress: bool | None = False) -> Index:
-        """Open an index.
+        """Open an index: derived files are compared with their checksums, and a graph waits for the first search that
+        wants it.
 
         encoder:  of the model the index was built with, in any precision; without one, searches take Embeddings only
         progress: a bar while derived files are brought up to date: True, or None for terminals only

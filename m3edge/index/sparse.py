@@ -42,12 +42,13 @@ LEXICAL = ("m3", "m3-idf", "bm25")
 _BM25_K1 = 1.2
 _BM25_B = 0.75
 
-_LARGEST_FACTOR = 2**32 - 1
+_FACTORS = 2**31 - 1  # what all factors of a query add up to, at most: then a score fits 31 bits
 _LARGEST_PART = 65535
+_LARGEST_EXPONENT = 128  # float32's
 
 
 class LexicalQuery(NamedTuple):
-    """A query made ready for the kernels: score = scale · Σ factor · part.
+    """A query made ready for the kernels: score = scale · Σ ⌊factor · part / 65536⌋.
 
     tokens, factors: uint32 [n]
     norms, smallest: BM25's length norms of documents and blocks; None for stored weights
@@ -97,9 +98,9 @@ class PostingIndex:
         """Memory that the arrays take."""
         arrays = [array for block in self._blocks for array in block[1:]]
         lengths = [np.diff(block.starts) for block in self._blocks]
-        # What the native kernels keep of each longer list, and for each window of the longest
-        tops = sum(8 * np.count_nonzero(each > 32) + 132 * np.count_nonzero(each > 4096) for each in lengths)
-        return sum(array.nbytes for array in arrays) + int(tops) + self._lengths.nbytes + self.alive.nbytes
+        # What the native kernels keep of each longer list, and of the longest
+        kept = sum(8 * np.count_nonzero(each > 64) + 516 * np.count_nonzero(each > 2048) for each in lengths)
+        return sum(array.nbytes for array in arrays) + int(kept) + self._lengths.nbytes + self.alive.nbytes
 
     def add(self, rows: SparseRows) -> None:
         """Append documents. Raises ValueError for weights that are negative or not finite."""
@@ -134,12 +135,12 @@ class PostingIndex:
         weights = self.query_weights(row, lexical)
         used = np.flatnonzero(weights > 0)
         weights = weights[used]
-        unit = weights.max() / _LARGEST_FACTOR if len(used) else 1.0
-        tokens, factors = row.ids[used].astype(np.uint32), np.floor(weights / unit).clip(0, _LARGEST_FACTOR)
+        unit = weights.sum() / _FACTORS if len(used) else 1.0
+        tokens, factors = row.ids[used].astype(np.uint32), np.floor(weights * (1 - 1e-12) / unit)
         is_bm25 = lexical == "bm25"
         part = 1 / _LARGEST_PART if is_bm25 else 2.0 ** (self._exponent - WEIGHT_BITS)
         norms, smallest = self._length_norms() if is_bm25 else (None, None)
-        return LexicalQuery(tokens, factors.astype(np.uint32), unit * part, norms, smallest)
+        return LexicalQuery(tokens, factors.astype(np.uint32), 65536 * unit * part, norms, smallest)
 
     def top(self, query: LexicalQuery, k: int, allowed: np.ndarray | None = None) -> Scored:
         """The k best live documents that share a token with the query; of equal scores the lower position first.
@@ -195,11 +196,15 @@ class PostingIndex:
         index = cls()
         index.alive, index._lengths = arrays["alive"], arrays["lengths"]
         index._exponent = int(arrays["exponent"][0])
+        if not 0 <= index._exponent <= _LARGEST_EXPONENT:
+            raise ValueError(f"exponent must be from 0 to {_LARGEST_EXPONENT}, got {index._exponent}")
         index._set_blocks(blocks_from_arrays(arrays))
         n = sum(block.n_documents for block in index._blocks)
         for name, array, dtype in (("alive", index.alive, np.bool_), ("lengths", index._lengths, np.int32)):
             if array.dtype != dtype or array.shape != (n,):
                 raise ValueError(f"{name} must be {np.dtype(dtype)} {(n,)}, got {array.dtype} {array.shape}")
+        if index.alive.view(np.uint8).max(initial=0) > 1 or index._lengths.min(initial=0) < 0:
+            raise ValueError("alive must be 0 or 1, lengths at least 0")
         return index
 
     # Blocks

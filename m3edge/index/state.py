@@ -7,6 +7,7 @@ alive. A state belongs to one snapshot of the store and does not change; `succes
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from m3edge.progress import progress_bar
 
 POSTINGS_FILE = "postings.npz"
 COLUMNS_FILE = "columns.npz"
+_MOST_TOKEN_ROWS = 2**62  # of two such numbers the sum is one, too
 _BLOCK_ROWS = 1000  # rows read at once: bounds the memory
 _OWN_ARRAYS = ("rows", "token_starts", "token_counts", "token_crc32s")
 
@@ -46,7 +48,7 @@ class SearchState:
         self._tokens_compared = np.empty(0, bool)  # whose token vectors were found to match their checksums
         self._files: dict[str, str] = {}  # derived files that say what this state says
         self._columns_saved = 0  # documents that the columns among them know
-        self.is_mended = False  # whether derived files were missing or damaged, and should be written again
+        self.is_mended = False  # whether derived files were missing or damaged when this was made
 
     @classmethod
     def load(
@@ -72,14 +74,16 @@ class SearchState:
                 return state
             try:
                 if POSTINGS_FILE in derived.files and VECTORS_FILE in derived.files:
-                    state._take(derived, progress)
-                    return state
+                    try:
+                        state._take(derived, progress)
+                        return state
+                    except UNREADABLE as error:
+                        _warn_of(folder, error)
+                        state = cls(dim, config, n_threads, dense_mode)
                 if GRAPH_FILE in derived.files and derived.stamp.epoch == newest.epoch and derived.stamp <= newest:
                     state.dense.load_graph(derived.files[GRAPH_FILE])
-            except (OSError, RuntimeError):
+            except OSError:
                 continue
-            except UNREADABLE:  # another version's: as if it were missing
-                state = cls(dim, config, n_threads, dense_mode)
             break
         else:
             state = cls(dim, config, n_threads, dense_mode)
@@ -95,10 +99,19 @@ class SearchState:
                 setattr(self, name, arrays[name])
         shapes = {(getattr(self, name).dtype, getattr(self, name).shape) for name in _OWN_ARRAYS}
         if shapes != {(np.dtype(np.int64), self.postings.alive.shape)}:
-            raise ValueError(f"{derived.files[POSTINGS_FILE]}: its arrays are not of one length")
+            raise ValueError("its arrays are not of one length")
+        if (np.diff(self.rows, prepend=0, append=derived.stamp.last_row + 1) <= 0).any():
+            raise ValueError("its rows do not ascend to the last one")
+        places = self.token_starts, self.token_counts
+        if any(len(numbers) and not 0 <= numbers.min() <= numbers.max() < _MOST_TOKEN_ROWS for numbers in places):
+            raise ValueError("token vectors lie where there is no file")
         self.dense.load_vectors(derived.files[VECTORS_FILE], self.rows, self.postings.alive)
         if COLUMNS_FILE in derived.files:
-            self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
+            try:
+                self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
+            except UNREADABLE as error:
+                _warn_of(derived.files[COLUMNS_FILE], error)
+                self.columns.is_rebuilt = True
             self._columns_saved = len(self.columns)
         if self.dense.wants_graph:
             if GRAPH_FILE in derived.files:
@@ -123,12 +136,29 @@ class SearchState:
 
         with suppress(FormatError):  # damaged metadata: whoever filters is told
             self.columns.take_over(self.rows, snapshot.metadata)
-        if self._columns_saved < len(self.columns):
+        if self._columns_saved < len(self.columns) or self.columns.is_rebuilt:
             self._files.pop(COLUMNS_FILE, None)
+        if self.dense.graph_is_rebuilt:
+            self._files.pop(GRAPH_FILE, None)
         parts = {POSTINGS_FILE: write_postings, COLUMNS_FILE: self.columns.save, **self.dense.writers()}
         self._files = save_derived(folder, self.stamp, parts, self._files)
         self._columns_saved = len(self.columns)
-        self.is_mended = False
+        self.columns.is_rebuilt = self.is_mended = False
+
+    @property
+    def wants_saving(self) -> bool:
+        """Whether derived files of this very state should be written again."""
+        return self.is_mended or self.dense.graph_is_rebuilt or self.columns.is_rebuilt
+
+    @property
+    def token_rows(self) -> int:
+        """How many rows of the token file the documents speak of."""
+        return int((self.token_starts + self.token_counts).max(initial=0))
+
+    def close(self) -> None:
+        """Let go of files that are open."""
+        self.columns.close()
+        self.dense.close()
 
     def successor(self, snapshot: Snapshot, lock: SharedLock, *, progress: bool | None = False) -> SearchState:
         """The state of a later snapshot of the same epoch.
@@ -152,10 +182,12 @@ class SearchState:
                 bar.update(len(vectors.rows))
         for name, column in columns.items():
             setattr(state, name, np.concatenate(column))
-        unchanged = {VECTORS_FILE, COLUMNS_FILE} if len(state.rows) == len(self.rows) else {COLUMNS_FILE}
-        state._files = {name: file for name, file in self._files.items() if name in unchanged}
         deleted = snapshot.deletions_since(self.stamp.generation)
         gone = state.positions(deleted[np.isin(deleted, state.rows)])
+        if len(state.rows) > len(self.rows):
+            state._files = {name: file for name, file in self._files.items() if name == COLUMNS_FILE}
+        elif len(gone):
+            state._files = {n: file for n, file in self._files.items() if n in (VECTORS_FILE, COLUMNS_FILE)}
         state.postings.delete(gone)
         state.dense.delete(gone)
         n_alive = int(np.count_nonzero(state.postings.alive))
@@ -190,3 +222,10 @@ class SearchState:
                 "encodes them again"
             )
         self._tokens_compared[new] = True
+
+
+def _warn_of(path: Path, error: BaseException) -> None:
+    """Say that derived files are damaged; not where one lacks something, being another version's."""
+    if not isinstance(error, KeyError):
+        message = f"{path}: derived files are damaged ({error}); they are made again from the documents"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

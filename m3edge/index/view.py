@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
@@ -120,7 +121,7 @@ class View:
             except IndexLockedError:
                 pass
             finally:
-                self._current.state.columns.close()
+                self._current.state.close()
                 self._current.tokens.close()
                 self._current.snapshot.close()
 
@@ -130,7 +131,7 @@ class View:
         except FormatError:
             saved = None
         state = current.state
-        is_new = saved is None or saved.stamp < state.stamp or (saved.stamp == state.stamp and state.is_mended)
+        is_new = saved is None or saved.stamp < state.stamp or (saved.stamp == state.stamp and state.wants_saving)
         if state.stamp.generation and is_new and not _is_older(current.snapshot, self._store):
             state.save(self._folder, current.snapshot)
             self.remove_leftovers()
@@ -146,7 +147,18 @@ class View:
             state = SearchState.load(self._folder, dim, config, self._n_threads, dense_mode, newest, progress=progress)
             snapshot = self._store.snapshot()  # later than what is derived, unless an older file was put back
             if state.stamp.epoch != snapshot.epoch or state.stamp.generation > snapshot.generation:
+                state.close()
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
+            elif state.token_rows > snapshot.token_rows:
+                warnings.warn(
+                    f"{self._folder}: derived files are damaged (they name token vectors that are not there); they are "
+                    "made again from the documents",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                state.close()
+                state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
+                state.is_mended = True
             try:
                 current = self._up_to(snapshot, state, progress)
                 current.state.take_over()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,12 @@ from m3edge_export.cli import main
 
 from m3edge.model_folder import read_model_folder
 
-
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    """Every write that would make a file larger fails, as on a full disk, by the system itself."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+Limit = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize("size_bytes", [500, 5_000, 20_000, 60_000, 100_000])
 def test_an_export_leaves_nothing(
-    size_bytes: int, tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    size_bytes: int, largest_file: Limit, tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["onnx", str(tiny_source), str(tmp_path / "model"), "--precision", "int8"]
     with largest_file(size_bytes):
@@ -43,7 +33,7 @@ def test_an_export_leaves_nothing(
 
 
 def test_a_training_goes_on_when_there_is_room_again(
-    tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    largest_file: Limit, tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"query": f"{i}", "positive": f"file {i}"}) + "\n" for i in range(20)))

@@ -13,11 +13,12 @@ pytest.importorskip("torch")
 import onnx
 from m3edge_export.calibrate import calibration_texts
 from m3edge_export.checkpoint import load_checkpoint
+from m3edge_export.eight_bits import quantize_columns, quantize_rows
 from m3edge_export.four_bits import BLOCK, quantize_product, quantize_table
 from m3edge_export.fuse import fuse
 from m3edge_export.graph import export_graph
 from m3edge_export.half import OVERFLOW_LIMIT, blocked_layers
-from m3edge_export.quantize import quantize_columns, quantize_rows, smoothing_factors
+from m3edge_export.quantize import smoothing_factors
 from m3edge_export.verify import open_graph
 from m3edge_export.weights import WeightReader, WeightWriter
 
@@ -44,6 +45,19 @@ def test_a_column_is_off_by_at_most_half_a_step(shape, seed):
     assert quantized.dtype == np.int8
     assert (np.abs(quantized * scale - weight) <= scale * 0.5001).all()
     assert quantized.min() >= -127
+
+
+def test_8_bit_products_of_inputs_like_those_of_calibration_lose_less(rng):
+    mixing = np.eye(200) + rng.standard_normal((200, 200)) / 5
+    x = (rng.standard_normal((1200, 200)) @ mixing).astype(np.float32)
+    weight = rng.standard_normal((200, 40)).astype(np.float32)
+    seen, unseen = x[:1000], x[1000:]
+    lost = []
+    for moments in (seen.T @ seen / len(seen), None):
+        quantized, scale = quantize_columns(weight, moments)
+        assert quantized.min() >= -127
+        lost.append(float(np.square(unseen @ (weight - quantized * scale)).sum()))
+    assert lost[0] < 0.7 * lost[1]
 
 
 @given(SHAPES, st.integers(0, 1000))
@@ -98,7 +112,7 @@ def test_an_input_that_calibration_never_saw_does_not_spoil_a_4_bit_product(rng)
 
 
 def test_zero_weights_stay_zero():
-    for quantize in (quantize_columns, quantize_rows):
+    for quantize in (quantize_columns, quantize_rows, lambda weight: quantize_columns(weight, np.eye(len(weight)))):
         values, scale = quantize(np.zeros((4, 4), np.float32))
         assert not (values * scale).any()
     zeros = np.zeros((2, 64), np.float32)

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from m3edge import Index, _kernels_numpy
+from m3edge.index.graph import HnswGraph
 
 try:
     from m3edge import _native
@@ -51,3 +52,12 @@ def made_index(tmp_path: Path, made: ModuleType, request: pytest.FixtureRequest)
     with Index.create(tmp_path / "made", made.MODEL, dense=request.param) as index:
         index.add(made.documents_of(versions), embeddings=made.embeddings_of(versions))
         yield index
+
+
+@pytest.fixture
+def taken_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows graphs were given, in a list that grows."""
+    rows: list[int] = []
+    add = HnswGraph.add
+    monkeypatch.setattr(HnswGraph, "add", lambda self, new, vectors: (rows.append(len(new)), add(self, new, vectors)))
+    return rows

@@ -134,6 +134,7 @@ def test_scale_measures_in_steps_that_add_to_one_file(run, tmp_path):
     assert row["build"]["size_mib"].keys() >= {"index.sqlite", "tokens.i8", "dense.hnsw", "columns.npz"}
     assert row["search"]["hnsw_recall@10"] > 0.9
     assert row["compact"]["documents"] == 150
+    assert min(row["compact"]["recall@10"].values()) > 0.9
 
 
 def test_peers_run_on_the_same_input_and_what_does_not_says_why(mini_fp32, small_beir, tmp_path):
@@ -238,6 +239,24 @@ def test_the_commands_that_are_shown_have_options_that_their_scripts_know():
         script, *words = command.removeprefix("python ").split()
         known = re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text())
         assert {word for word in words if word.startswith("--")} <= set(known), command
+
+
+def test_a_model_of_nncfs_that_is_there_is_measured_beside_ours(run, mini_fp32, mini_openvino, small_beir, tmp_path):
+    """Ours stands for NNCF's, which takes minutes to make: both are as near to fp32 and to each other."""
+    pytest.importorskip("torch", reason="the script is one of the export's")
+    openvino = pytest.importorskip("openvino")
+    data, theirs = tmp_path / "data", tmp_path / "theirs"
+    for language in ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"):
+        shutil.copytree(small_beir, data / f"xquad-{language}")
+    model = openvino.Core().read_model(str(mini_openvino / "model.static.onnx"))
+    openvino.save_model(model, theirs / "model.xml", compress_to_fp16=False)
+    (theirs / "about.json").write_text(json.dumps({"texts": 3, "seconds": 1}))
+    limits = ("--step", 12, "--timed", 4, "--rounds", 1)
+    _, report = run("nncf_static.py", "unread", mini_fp32, mini_openvino, "--data", data, "--theirs", theirs, *limits)
+    assert report["quantized"] == {"texts": 3, "seconds": 1}
+    assert report["quality"]["NNCF"] == pytest.approx(report["quality"]["m3edge static"], abs=1e-4)
+    for row in report["speed"].values():
+        assert set(row["ms"]) == {"m3edge", "graph", "NNCF"}
 
 
 def test_the_readme_lists_every_script_and_no_other():

@@ -1,13 +1,16 @@
 """The m3edge command as a user types it: what it prints, to where, and how it fails."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from m3edge.cli import main
+from m3edge.model_folder import MANIFEST, _self_checksum
 
 LONG = "\n\n".join(f"Paragraph {i} is about tea number {i} and the leaves it is made from." for i in range(100))
 
@@ -127,6 +130,23 @@ def test_indexing_again_encodes_only_what_changed(run, indexed, mini_fp32):
     assert "unchanged" in out
     _, out, _ = run("search", indexed, "bz2", "-k", 1)
     assert "The bz2 module" in out
+
+
+def test_a_model_that_was_changed_under_its_index_is_refused(run, tmp_path, mini_fp32):
+    model, text = tmp_path / "model", tmp_path / "text.md"
+    shutil.copytree(mini_fp32, model, copy_function=os.symlink)
+    text.write_text("The gzip module compresses files.")
+    assert run("index", tmp_path / "index", "--model", model, text)[0] == 0
+    manifest = json.loads((model / MANIFEST).read_text())
+    manifest["model"]["fingerprint"] = "f" * 64
+    manifest["sha256"] = _self_checksum(manifest)
+    (model / MANIFEST).unlink()
+    (model / MANIFEST).write_text(json.dumps(manifest))
+    for command in (("search", tmp_path / "index", "gzip"), ("index", tmp_path / "index", "--model", model, text)):
+        code, _, err = run(*command)
+        assert code == 1
+        assert "built with model 'm3-mini'" in err
+        assert "open it with that model or build a new index" in err
 
 
 def test_indexing_goes_on_where_a_kill_stopped_it(run, tmp_path, mini_fp32, monkeypatch):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,17 +89,6 @@ def assert_searches_like_a_new_one(index: Index, content: dict[str, int], made) 
     shutil.rmtree(new_folder)
 
 
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    """Every write that would make a file larger fails, as on a full disk, by the system itself."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-
 def write_until_it_fails(folder: Path, made, seed: int, content: dict[str, int]) -> list[dict[str, int]]:
     """A few operations; returns the contents that may be there now: the last one done, and the one that failed."""
     states = [content]
@@ -122,7 +108,7 @@ def write_until_it_fails(folder: Path, made, seed: int, content: dict[str, int])
 
 
 @pytest.mark.parametrize("step", [8192, pytest.param(512, marks=pytest.mark.slow)])
-def test_writes_that_fail_leave_what_was_committed(step, made, tmp_path):
+def test_writes_that_fail_leave_what_was_committed(step, largest_file, made, tmp_path):
     folder = tmp_path / "index"
     Index.create(folder, made.MODEL, dense="hnsw").close()
     content: dict[str, int] = {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 
 import numpy as np
 import pytest
@@ -40,15 +38,6 @@ def closed(made_index, made):
     expected = answers(made_index, made)
     made_index.close()
     return made_index.folder, expected
-
-
-@pytest.fixture
-def taken_in(monkeypatch):
-    """How many rows graphs were given, in a list that grows."""
-    rows = []
-    add = HnswGraph.add
-    monkeypatch.setattr(HnswGraph, "add", lambda self, new, vectors: (rows.append(len(new)), add(self, new, vectors)))
-    return rows
 
 
 @pytest.mark.parametrize("made_index", ["hnsw"], indirect=True)
@@ -118,6 +107,16 @@ def test_deleting_leaves_vectors_and_columns_as_they_are(closed, made):
         assert {hit.id for hit in answers(index, made)[1]} == {f"d{i}" for i in range(20)} - {"d3"}
 
 
+def test_what_changes_no_document_writes_no_derived_file_again(closed, made):
+    folder, expected = closed
+    before = files(folder)
+    with Index.open(folder) as index:
+        index.set_note("seen", True)
+    assert files(folder) == before
+    with Index.open(folder) as index:
+        assert answers(index, made) == expected
+
+
 def test_a_file_that_others_have_mapped_is_never_written_over(closed, made):
     folder, expected = closed
     with Index.open(folder) as reader:
@@ -140,17 +139,11 @@ def test_what_forget_damaged_leaves_is_sound(closed):
     assert read_derived(folder) is None
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sets a limit on file sizes")
-def test_a_graph_that_hnswlib_could_not_write_whole_is_an_error(tmp_path):
+def test_a_graph_that_hnswlib_could_not_write_whole_is_an_error(largest_file, tmp_path):
     """hnswlib itself says nothing, and the file's checksum would be that of a half."""
     graph = HnswGraph(16, HnswConfig(), 1)
     graph.add(np.arange(1, 2001), np.random.default_rng(0).standard_normal((2000, 16)).astype(np.float32))
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(OSError, match="graph: only|only 100000 of"):
-            graph.save(tmp_path / "graph")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    with largest_file(100_000), pytest.raises(OSError, match="graph: only|only 100000 of"):
+        graph.save(tmp_path / "graph")
     graph.save(tmp_path / "graph")
     assert len(HnswGraph(16, HnswConfig(), 1, tmp_path / "graph")) == 2000

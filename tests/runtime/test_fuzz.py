@@ -84,15 +84,13 @@ def hit_the_manifest(folder: Path, data: st.DataObject) -> None:
 
 
 def hit_an_array(folder: Path, data: st.DataObject) -> None:
-    """A derived file with an array less, or of another type or shape, whose checksum fits all the same."""
+    """A derived file with an array less, or of another type, shape or content, whose checksum fits all the same."""
     manifest = json.loads((folder / "derived.json").read_text())
-    name = data.draw(st.sampled_from(["postings.npz", "columns.npz", "dense.npy"]))
-    entry = manifest["files"][name]
-    path = folder / entry["file"]
-    found = np.load(path)
-    arrays = {"": found} if isinstance(found, np.ndarray) else dict(found)
+    name = data.draw(st.sampled_from(["postings.npz", "columns.npz", "dense.npy", "dense.hnsw"]))
+    path = folder / manifest["files"][name]["file"]
+    arrays = arrays_of(path)
     chosen = data.draw(st.sampled_from(sorted(arrays)))
-    kind = data.draw(st.sampled_from(["without", "shorter", "type", "shape", "bytes"]))
+    kind = data.draw(st.sampled_from(["without", "shorter", "type", "shape", "bytes", "value", "value", "value"]))
     if kind == "without":
         del arrays[chosen]
     elif kind == "shorter":
@@ -102,13 +100,48 @@ def hit_an_array(folder: Path, data: st.DataObject) -> None:
             arrays[chosen] = arrays[chosen].astype(data.draw(st.sampled_from(["S3", "c16", "f2", "u1"])))
     elif kind == "shape":
         arrays[chosen] = arrays[chosen][None]
+    elif kind == "value" and arrays[chosen].size:
+        put_values(arrays[chosen].reshape(-1), data, in_front=name == "dense.hnsw")
+    if kind == "bytes":
+        path.write_bytes(data.draw(st.binary(max_size=200)))
+    else:
+        write_arrays(path, arrays)
+    forge_checksum(folder, name)
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """A derived file's arrays, by name; one that is a single array, or a graph as words of 4 bytes, has none."""
+    if path.suffix == ".hnsw":
+        return {"": np.fromfile(path, "<u4")}
+    found = np.load(path)
+    return {"": found} if isinstance(found, np.ndarray) else dict(found)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        if kind == "bytes":
-            file.write(data.draw(st.binary(max_size=200)))
-        elif name.endswith("npy"):
+        if path.suffix == ".npz":
+            np.savez(file, **arrays)
+        elif path.suffix == ".npy":
             np.save(file, arrays.get("", np.empty(0)))
         else:
-            np.savez(file, **arrays)
+            file.write(arrays.get("", np.empty(0)).tobytes())
+
+
+def put_values(values: np.ndarray, data: st.DataObject, *, in_front: bool) -> None:
+    """Other bytes in a few places, or in one of the first where what they hold matters most."""
+    last = 24 if in_front and data.draw(st.booleans()) else len(values) - 1
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, min(last, len(values) - 1)))
+        small = st.integers(0, 3).map(lambda number: bytes([number]) + bytes(values.itemsize - 1))
+        new = data.draw(st.binary(min_size=values.itemsize, max_size=values.itemsize) | small)
+        values[place : place + 1] = np.frombuffer(new, values.dtype)
+
+
+def forge_checksum(folder: Path, name: str) -> None:
+    """Make derived.json say that this file is as it was written."""
+    manifest = json.loads((folder / "derived.json").read_text())
+    entry = manifest["files"][name]
+    path = folder / entry["file"]
     entry |= {"size": path.stat().st_size, "crc32": zlib.crc32(path.read_bytes())}
     del manifest["crc32"]
     manifest["crc32"] = zlib.crc32(json.dumps(manifest, sort_keys=True).encode())

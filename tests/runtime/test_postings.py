@@ -132,6 +132,31 @@ def test_skipping_leaves_nothing_out_and_ties_go_to_the_older_document(kernels, 
                 assert np.array_equal(got.scores, expected.scores)
 
 
+def holding_a_token(token, weights) -> SparseRows:
+    """One document for each weight of the one token it has."""
+    n = len(weights)
+    return SparseRows(np.full(n, token), weights, np.ones(n, np.int32), np.arange(n + 1))
+
+
+def test_the_best_are_found_where_a_sample_misleads(kernels):
+    """A kernel may expect from the first documents how good the 100 best will be. Here the first are the best."""
+    weights = np.full(BLOCK_DOCUMENTS + 20_000, 0.01, np.float32)
+    weights[:120] = np.linspace(0.3, 0.9, 120)
+    with running(kernels):
+        index = PostingIndex()
+        index.add(holding_a_token(7, weights))
+        found = index.top(index.query(rows([{7: (1.0, 1)}])), 100)
+    assert found.positions.tolist() == list(range(119, 19, -1))
+
+
+def test_of_equal_scores_the_first_are_found_wherever_searching_begins(kernels):
+    with running(kernels):
+        index = PostingIndex()
+        index.add(holding_a_token(7, np.full(BLOCK_DOCUMENTS + 20_000, 0.5, np.float32)))
+        found = index.top(index.query(rows([{7: (1.0, 1)}])), 100)
+    assert found.positions.tolist() == list(range(100))
+
+
 def test_blocks_are_joined_and_full_ones_left_alone(kernels, rng):
     texts = [{int(t): (0.5, 1)} for t in rng.integers(0, 50, BLOCK_DOCUMENTS + 3000)]
     with running(kernels):
@@ -184,7 +209,7 @@ def arguments(**changes):
     call = {
         "blocks": [block],
         "tokens": np.array([1, 1], np.uint32),
-        "factors": np.array([2, 3], np.uint32),
+        "factors": np.array([2 << 16, 3 << 16], np.uint32),
         "norms": None,
         "smallest": None,
         "allowed": np.ones(2, bool),
@@ -208,6 +233,7 @@ def test_a_token_that_comes_twice_counts_twice(kernels):
         ({"factors": np.array([2, 0, 3, 0], np.uint32)[::2]}, TypeError),
         ({"factors": np.array([2], np.uint32)}, ValueError),
         ({"allowed": np.ones(3, bool)}, ValueError),
+        ({"factors": np.array([2**31 - 1, 1], np.uint32)}, ValueError),
         ({"k": 0}, ValueError),
         ({"norms": np.ones(2, np.float32)}, ValueError),
     ],

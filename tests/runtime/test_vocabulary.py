@@ -135,6 +135,15 @@ def test_a_file_of_something_else_is_refused_by_name(folder, tmp_path):
         path.write_bytes(content)
         with pytest.raises(FormatError, match=f"{VOCABULARY}: not a vocabulary"):
             read_vocabulary(path)
+    length = int.from_bytes(whole[8:16], "little")
+    description = json.loads(whole[16 : 16 + length])
+    for change in ({"n_tokens": "9"}, {"n_nodes": -1}, {"n_nodes": 2**70}, {"special": [5]}, {"before": [-1]},
+                   {"after": ["a"]}, {"unknown_id": None}, {"settings": []}, {"more": 1}):  # fmt: skip
+        text = json.dumps({**description, **change}).encode()
+        text += b" " * (-len(text) % 8)
+        path.write_bytes(whole[:8] + len(text).to_bytes(8, "little") + text + whole[16 + length :])
+        with pytest.raises(FormatError, match=f"{VOCABULARY}: not a vocabulary"):
+            read_vocabulary(path)
     path.write_bytes(whole[:-1_000_000] + b"\x7f" * 100_000 + whole[-900_000:])
     with pytest.raises(FormatError, match=f"{VOCABULARY}: damaged"):
         Tokenizer(folder / TOKENIZER, path)
