@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from m3edge.bench.stopwatch import PARTS
 
@@ -26,8 +26,9 @@ _PART_COLOURS = {
 }
 _SHAPES = {"all": "o", "tokens": "D", "dense": "s", "sparse": "^"}
 _NARROWEST = 0.06  # of the longest bar: a part that is narrower has no room for its number
+_Place = Literal["outside right upper", "outside lower center"]
 _LEGEND_LETTERS = 90  # that fit in a line below a picture; a legend's entry takes some ten beside its name
-_STYLE = {
+_STYLE: Any = {  # a plain dict: matplotlib types one by every setting it knows
     "svg.hashsalt": "m3edge",  # the same report gives the same file
     "svg.fonttype": "none",
     "font.size": 10,
@@ -144,7 +145,7 @@ def _draw_growth(figure: Figure, report: dict[str, Any]) -> None:
     _model_legend(figure, time_axes, models, "outside lower center", columns)
 
 
-def _model_legend(figure: Figure, axes: Axes, models: list[dict[str, Any]], place: str, columns: int = 1) -> None:
+def _model_legend(figure: Figure, axes: Axes, models: list[dict[str, Any]], place: _Place, columns: int = 1) -> None:
     lines = [axes.plot([], [], linewidth=4, color=_colour(number))[0] for number in range(len(models))]
     figure.legend(lines, [model["name"] for model in models], title="model", alignment="left", loc=place, ncols=columns)
 
