@@ -210,16 +210,17 @@ class Search {
             }
             first += int64_t(blocks[i]->n_documents);
         }
+        n_documents_ = first;
     }
 
     // may_expect: whether the floor may follow what was found so far
     void run(Best& best, bool may_expect) {
-        size_t searched = 0;
+        size_t searched = 0, documents = 0;
         const auto take = [&](const Window& window) {
             if (window.bound > best.floor()) search(window, best);
-            ++searched;
-            const bool is_power = (searched & (searched - 1)) == 0;
-            if (may_expect && is_power) best.expect(double(searched) / double(windows_.size()));
+            documents += window.stop - window.start;
+            const bool is_power = (++searched & (searched - 1)) == 0;
+            if (may_expect && is_power) best.expect(double(documents) / double(n_documents_));
         };
         for (size_t i = 0; i < windows_.size(); i += sample_stride) take(windows_[i]);
         for (size_t i = 0; i < windows_.size(); ++i)
@@ -319,6 +320,7 @@ class Search {
     }
 
     const bool* allowed_;
+    int64_t n_documents_;
     const Collect collect_ = collect_function();
     std::vector<Parts> parts_;               // of each block
     std::vector<std::vector<List>> lists_;   // the same
