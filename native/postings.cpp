@@ -16,8 +16,8 @@ namespace {
 
 constexpr uint32_t window_size = 8192;
 constexpr size_t sample_stride = 8;    // one window in so many is searched first
-constexpr size_t short_list = 64;      // up to here a list's largest part is found by looking, not kept
-constexpr size_t stepped_list = 2048;  // longer lists have steps: 512 bytes beside their 8 KiB or more
+constexpr size_t short_list = 96;      // up to here a list's largest part is found by looking, not kept
+constexpr size_t stepped_list = 4096;  // longer lists have steps: 512 bytes beside their 16 KiB or more
 constexpr size_t look_up_cost = 32;    // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;  // no part is larger
 
