@@ -16,9 +16,9 @@ namespace {
 
 constexpr uint32_t window_size = 8192;
 constexpr size_t sample_stride = 8;    // one window in so many is searched first
-constexpr size_t short_list = 64;      // up to here a list's largest part is found by looking, not kept
-constexpr size_t stepped_list = 2048;  // longer lists have steps: 512 bytes beside their 8 KiB or more
-constexpr size_t look_up_cost = 8;     // looking one document up costs about as much as adding so many postings
+constexpr size_t short_list = 96;      // up to here a list's largest part is found by looking, not kept
+constexpr size_t stepped_list = 4096;  // longer lists have steps: 512 bytes beside their 16 KiB or more
+constexpr size_t look_up_cost = 32;    // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;  // no part is larger
 
 uint32_t product(uint32_t factor, uint32_t part) { return uint32_t(uint64_t(factor) * part >> 16); }
@@ -210,16 +210,17 @@ class Search {
             }
             first += int64_t(blocks[i]->n_documents);
         }
+        n_documents_ = first;
     }
 
     // may_expect: whether the floor may follow what was found so far
     void run(Best& best, bool may_expect) {
-        size_t searched = 0;
+        size_t searched = 0, documents = 0;
         const auto take = [&](const Window& window) {
             if (window.bound > best.floor()) search(window, best);
-            ++searched;
-            const bool is_power = (searched & (searched - 1)) == 0;
-            if (may_expect && is_power) best.expect(double(searched) / double(windows_.size()));
+            documents += window.stop - window.start;
+            const bool is_power = (++searched & (searched - 1)) == 0;
+            if (may_expect && is_power) best.expect(double(documents) / double(n_documents_));
         };
         for (size_t i = 0; i < windows_.size(); i += sample_stride) take(windows_[i]);
         for (size_t i = 0; i < windows_.size(); ++i)
@@ -319,6 +320,7 @@ class Search {
     }
 
     const bool* allowed_;
+    int64_t n_documents_;
     const Collect collect_ = collect_function();
     std::vector<Parts> parts_;               // of each block
     std::vector<std::vector<List>> lists_;   // the same

@@ -99,7 +99,7 @@ class PostingIndex:
         arrays = [array for block in self._blocks for array in block[1:]]
         lengths = [np.diff(block.starts) for block in self._blocks]
         # What the native kernels keep of each longer list, and of the longest
-        kept = sum(8 * np.count_nonzero(each > 64) + 516 * np.count_nonzero(each > 2048) for each in lengths)
+        kept = sum(8 * np.count_nonzero(each > 96) + 516 * np.count_nonzero(each > 4096) for each in lengths)
         return sum(array.nbytes for array in arrays) + int(kept) + self._lengths.nbytes + self.alive.nbytes
 
     def add(self, rows: SparseRows) -> None:
