@@ -7,7 +7,9 @@ through its own package: onnxruntime's OpenVINO provider was measured to be no f
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import sys
 import threading
 import warnings
 import zlib
@@ -24,6 +26,7 @@ from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, MANIFEST, STATIC_GR
 NAME = "openvino"
 BFLOAT16 = "bf16"  # in a device's place: the CPU, with what is not int8 in bfloat16
 HINTS = ("latency", "throughput")
+_CONVERTER = "openvino.tools.ovc"
 _OLDEST = (2026, 4)  # what m3edge was measured and tested with; older ones are not known to fuse the same
 # OpenVINO prepares kernels for each shape it meets and keeps them: 7 MB for a length of text on mini, whose first run
 # takes three times as long. Lengths are padded to few, and few kernels are kept.
@@ -124,7 +127,7 @@ def _precision(folder: Path) -> str:
 def import_openvino() -> Any:
     """The package; ImportError with the pip command when it is missing, ProviderError when it is too old."""
     try:
-        import openvino  # late: `import m3edge` stays light
+        openvino = _import_without_converter()
     except ImportError as error:
         raise ImportError("this provider needs OpenVINO: pip install 'm3edge[openvino]'") from error
     version = tuple(int(part) for part in openvino.__version__.split("-")[0].split(".")[:2])
@@ -133,6 +136,27 @@ def import_openvino() -> Any:
             f"OpenVINO {openvino.__version__} is too old, m3edge needs {'.'.join(map(str, _OLDEST))}; "
             "pip install --upgrade 'm3edge[openvino]'"
         )
+    return openvino
+
+
+def _import_without_converter() -> Any:
+    """Importing OpenVINO also imports its converter of other frameworks' models, and with that a client that reports
+    the import to a server. It does without where there is none; whoever asks for the converter later gets it.
+
+    That is two thirds of the import's time, and nothing here goes online.
+    """
+    if "openvino" in sys.modules or _CONVERTER in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # by which Python knows that it cannot be imported
+    try:
+        openvino: Any = importlib.import_module("openvino")  # late: `import m3edge` stays light
+    finally:
+        del sys.modules[_CONVERTER]
+
+    def convert_model(*arguments: Any, **options: Any) -> Any:
+        return importlib.import_module(_CONVERTER).convert_model(*arguments, **options)
+
+    openvino.convert_model = convert_model
     return openvino
 
 

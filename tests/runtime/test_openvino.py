@@ -244,6 +244,26 @@ def test_onnxruntime_is_not_needed(mini_openvino):
     assert result.stdout.strip() == "(1, 384)"
 
 
+def test_the_converter_and_its_reports_are_left_out_until_somebody_asks(tmp_path):
+    """OpenVINO's package would import both, and tell a server of it."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, [2])], [value("y", 1, [2])])
+    onnx.save(onnx.helper.make_model(graph, ir_version=10), tmp_path / "model.onnx")
+    code = (
+        "import sys\n"
+        "from m3edge.openvino_engine import import_openvino\n"
+        "openvino = import_openvino()\n"
+        "assert openvino is import_openvino()\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('openvino.tools.', 'openvino_telemetry'))))\n"
+        "print([str(output.any_name) for output in openvino.convert_model(sys.argv[1]).outputs])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.onnx")], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ["[]", "['y']"]
+
+
 # The cache of compiled models.
 
 
