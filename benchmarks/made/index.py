@@ -124,7 +124,7 @@ def scale_line() -> str:
     n, found = measured[-1]
     return (
         f"An index of {int(n):,} documents, `{found['dense']}`, opens in {found['open']['wall_s']:.2f} s when its "
-        f"derived files are current; the first search, which reads the graph, waits "
+        f"derived files are current; the first search waits "
         f"{found['first_search_ms'] / 1000:.1f} s, later ones answer in {found['search_ms']['p50']:.1f} ms "
         f"(p99 {found['search_ms']['p99']:.1f})"
     )
