@@ -45,8 +45,8 @@ def mine_negatives(
         for start in range(0, len(wanted), _BLOCK_QUERIES):
             block = wanted[start : start + _BLOCK_QUERIES]
             embeddings = encoder.encode_queries([queries[query] for query in block])
-            for i, query in enumerate(block):
-                hits = index.search(embeddings[i], k=_DEPTH, candidates=_DEPTH)
+            found = index.search_batch(embeddings, k=_DEPTH, candidates=_DEPTH)
+            for query, hits in zip(block, found, strict=True):
                 mined[query] = _choose(hits, positives[query], n, guard)
             bar.update(len(block))
     return mined
