@@ -43,7 +43,7 @@ PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, 
     PackedQuery packed;
     packed.n_blocks = (n_tokens + lanes - 1) / lanes;
     packed.scales.assign(n_tokens, 0.0f);
-    packed.lines.resize((packed.n_blocks * lanes * width + sizeof(Line) - 1) / sizeof(Line));
+    packed.lines.resize(packed.n_blocks * lanes * width / sizeof(Line) + 1);  // one for a query of none, too
     uint8_t* codes = packed.lines.data()->bytes;
     std::memset(codes, kernel.query_offset, packed.lines.size() * sizeof(Line));
     for (size_t token = 0; token < n_tokens; ++token) {
