@@ -11,7 +11,7 @@ from m3edge.errors import FormatError
 from m3edge.index.check import unsound_tokens
 from m3edge.index.store import Store
 from m3edge.index.tokens import crc32s_of
-from m3edge.index.writing import open_tokens
+from m3edge.index.writing import open_tokens, settle
 from m3edge.progress import progress_bar
 
 _BLOCK_ROWS = 256
@@ -31,6 +31,7 @@ def begin_epoch(store: Store, *, progress: bool | None) -> None:
     Raises FormatError when token vectors to be kept are damaged.
     """
     folder = store.path.parent
+    settle(store)
     with store.transaction() as transaction:
         source = open_tokens(folder, transaction)
         source.map_rows(transaction.token_rows)

@@ -252,9 +252,12 @@ class Index:
             before = _folder_bytes(self.folder)
             try:
                 begin_epoch(self._store, progress=progress)
-                self._view.refresh(progress=progress)
-            finally:
-                self._view.remove_leftovers()  # the old token file, or the new one's beginning
+            except BaseException:
+                with suppress(OSError):  # on a disk that fails the new file's beginning stays, for the next writer
+                    self._view.remove_leftovers()
+                raise
+            self._view.refresh(progress=progress)
+            self._view.remove_leftovers()
             self._view.save_derived()
             self._store.vacuum()
             self._view.trim_wal(at_least=0)

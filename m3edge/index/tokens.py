@@ -5,7 +5,9 @@ A row of the file is one token: a float16 vector, or a record as `m3edge._kernel
 
 from __future__ import annotations
 
+import os
 import zlib
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +108,11 @@ class TokenStore:
     def rows_on_disk(self) -> int:
         """How many whole rows the file has."""
         return self.path.stat().st_size // self.bytes_per_token if self.path.exists() else 0
+
+    def cut(self, n_rows: int) -> None:
+        """Take off what lies behind the first n_rows, unless the system refuses (Windows, while a reader maps it)."""
+        with suppress(OSError):
+            os.truncate(self.path, n_rows * self.bytes_per_token)
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """Mapped rows as they stand in the file: uint8 [count, bytes_per_token]; fewer where the map ends."""

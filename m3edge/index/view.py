@@ -22,7 +22,7 @@ from m3edge.index.state import SearchState
 from m3edge.index.store import Store
 from m3edge.index.tokens import TokenStore
 from m3edge.index.writer_lock import writer_lock
-from m3edge.index.writing import open_tokens
+from m3edge.index.writing import open_tokens, settle
 
 _LARGE_WAL_BYTES = 16 << 20  # SQLite's own limit is 4 MB, but our snapshot keeps it from starting over by itself
 _ATTEMPTS = 3  # to open an index that is being compacted
@@ -103,6 +103,7 @@ class View:
 
     def remove_leftovers(self) -> None:
         """Remove files that no committed state refers to. The caller holds the writer's lock."""
+        settle(self._store)
         with closing(self._store.snapshot()) as snapshot:
             used = open_tokens(self._folder, snapshot).path.name
         remove_leftovers(self._folder, used)

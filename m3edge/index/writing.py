@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,7 @@ class Writing:
 @contextmanager
 def open_writing(store: Store, encoder: Encoder | None) -> Iterator[Writing]:
     """A transaction, durable once the block ends and undone when it raises. The caller holds the writer's lock."""
+    settle(store)
     with store.transaction() as transaction:
         forget_newer(store.path.parent, transaction.generation)
         tokens = open_tokens(store.path.parent, transaction)
@@ -120,6 +121,25 @@ def open_writing(store: Store, encoder: Encoder | None) -> Iterator[Writing]:
         tokens.sync()  # before the commit that speaks of them
 
 
-def open_tokens(folder: Path, snapshot: Snapshot) -> TokenStore:
-    """The token file of a snapshot, nothing of it mapped yet."""
-    return TokenStore(folder, snapshot.meta("model")["token_dim"], snapshot.meta("token_codec", "fp16"), snapshot.epoch)
+def settle(store: Store) -> None:
+    """See to it that no commit that failed comes back, before what it speaks of is written over or removed.
+
+    A commit whose last sync failed may stand whole in the write-ahead log, where no process that is running sees it;
+    when all are gone, the log is read anew, and it counts. It speaks of token rows behind those in use, or of the next
+    epoch's file. Where there are such, something else is committed, which takes its place in the log. The caller holds
+    the writer's lock.
+    """
+    folder = store.path.parent
+    with closing(store.snapshot()) as snapshot:
+        tokens, n_rows = open_tokens(folder, snapshot), snapshot.token_rows
+        if tokens.rows_on_disk() <= n_rows and not open_tokens(folder, snapshot, later=1).path.exists():
+            return
+    with store.transaction():
+        pass
+    tokens.cut(n_rows)
+
+
+def open_tokens(folder: Path, snapshot: Snapshot, *, later: int = 0) -> TokenStore:
+    """The token file of a snapshot, or that of so many epochs later; nothing of it mapped yet."""
+    dim, codec = snapshot.meta("model")["token_dim"], snapshot.meta("token_codec", "fp16")
+    return TokenStore(folder, dim, codec, snapshot.epoch + later)

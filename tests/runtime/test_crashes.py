@@ -122,17 +122,23 @@ def test_writes_that_fail_leave_what_was_committed(step, largest_file, made, tmp
 
 
 @pytest.fixture
-def failing(made, tmp_path):
-    """Runs failing_process's work in a folder while the n-th call that writes, and maybe all after it, fail."""
+def failing_writes(made, tmp_path):
+    """The environment of a process that can let its own writes fail."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C compiler")
     here = Path(made.__file__).parent
     shim = tmp_path / "failing_writes.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, here / "failing_writes.c", "-ldl"], check=True)
+    return {**os.environ, "LD_PRELOAD": str(shim)}
+
+
+@pytest.fixture
+def failing(made, failing_writes):
+    """Runs failing_process's work in a folder while the n-th call that writes, and maybe all after it, fail."""
     process = subprocess.Popen(
-        [sys.executable, here / "failing_process.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        bufsize=1, env={**os.environ, "LD_PRELOAD": str(shim)},
+        [sys.executable, Path(made.__file__).parent / "failing_process.py"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, bufsize=1, env=failing_writes,
     )  # fmt: skip
 
     def run(folder: Path, first: int, once: bool) -> tuple[int, str]:
@@ -170,6 +176,21 @@ def test_wherever_writing_fails_what_was_committed_is_left(step, once, failing, 
         refused += outcome == "refused"
         assert_is_one_of(failing_process.contents(before), folder, made)
     assert refused > n_calls / step / 4
+
+
+@pytest.mark.parametrize("work", ["compact", "add"])
+def test_a_commit_that_failed_and_comes_back_finds_its_token_vectors(work, failing_writes, made, tmp_path):
+    """Its frames are in the log, only their sync failed: no process sees it before all are gone, and then it counts."""
+    before = {f"d{i}": 0 for i in range(12)}
+    folder = tmp_path / "index"
+    with Index.create(folder, made.MODEL, dense="exact") as index:
+        index.add(made.documents_of(before), embeddings=made.embeddings_of(before))
+        index.delete("d3")
+    command = [sys.executable, Path(made.__file__).parent / "failed_commit.py", folder, work]
+    subprocess.run(command, env=failing_writes, check=True, timeout=60)
+    del before["d3"], before["d0"]
+    states = [before, {**before, "first": 1}]
+    assert_is_one_of(states, folder, made)
 
 
 def test_a_full_disk_leaves_what_was_committed(made, tmp_path):
