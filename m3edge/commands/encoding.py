@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m3edge.commands.options import DEFAULT, add_session_options, load_encoder
+from m3edge.commands.options import DEFAULT, add_session_options, load_encoder, some_of
 from m3edge.encoder import HEADS
 
 
@@ -18,16 +18,11 @@ def add_commands(commands: Any) -> None:
     encode.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     encode.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none, or -, reads one text a line from stdin")
     encode.add_argument("--as", dest="kind", choices=("query", "passage", "plain"), default="passage", help=DEFAULT)
-    encode.add_argument("--heads", type=_heads, default=list(HEADS), metavar="A,B", help="of dense,sparse,tokens; all")
+    encode.add_argument(
+        "--heads", type=some_of(HEADS), default=list(HEADS), metavar="A,B", help="of dense,sparse,tokens; all"
+    )
     add_session_options(encode)
     encode.set_defaults(run=_encode)
-
-
-def _heads(value: str) -> list[str]:
-    heads = value.split(",")
-    if not set(heads) <= set(HEADS):
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(HEADS)}, got {value!r}")
-    return heads
 
 
 def _encode(options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from m3edge.commands.options import (
     load_encoder,
     noted_model,
     positive,
+    some_of,
 )
 from m3edge.files import write_atomically
 from m3edge.index import Index
@@ -50,7 +51,7 @@ def add_commands(commands: Any) -> None:
     add_model_option(tune)
     tune.add_argument(
         "--lexical",
-        type=_kinds,
+        type=some_of(LEXICAL),
         default=list(LEXICAL),
         metavar="A,B",
         help=f"that compete, of {','.join(LEXICAL)}",
@@ -65,13 +66,6 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="BEIR_FOLDER", help="corpus, queries and qrels")
     parser.add_argument("--split", default="test", help=f"which qrels; {DEFAULT}")
     parser.add_argument("--queries", type=positive, metavar="N", help="only the first N judged queries")
-
-
-def _kinds(value: str) -> list[str]:
-    kinds = value.split(",")
-    if not set(kinds) <= set(LEXICAL):
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(LEXICAL)}, got {value!r}")
-    return kinds
 
 
 def _evaluate(options: argparse.Namespace) -> None:

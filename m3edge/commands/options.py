@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from m3edge.encoder import Encoder
@@ -54,3 +55,15 @@ def noted_model(index_folder: Path) -> Path:
     if noted is None:
         raise ValueError(f"{index_folder} does not say where its model folder is; name it with --model")
     return Path(noted)
+
+
+def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
+    """The type of an argument that takes some of these names, joined by commas."""
+
+    def chosen(value: str) -> list[str]:
+        found = value.split(",")
+        if not set(found) <= set(names):
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(names)}, got {value!r}")
+        return found
+
+    return chosen

@@ -78,7 +78,7 @@ class SearchState:
                         state._take(derived, progress)
                         return state
                     except UNREADABLE as error:
-                        _warn_of(folder, error)
+                        warn_of_damage(folder, error)
                         state = cls(dim, config, n_threads, dense_mode)
                 if GRAPH_FILE in derived.files and derived.stamp.epoch == newest.epoch and derived.stamp <= newest:
                     state.dense.load_graph(derived.files[GRAPH_FILE])
@@ -110,7 +110,7 @@ class SearchState:
             try:
                 self.columns = MetadataColumns(derived.files[COLUMNS_FILE])
             except UNREADABLE as error:
-                _warn_of(derived.files[COLUMNS_FILE], error)
+                warn_of_damage(derived.files[COLUMNS_FILE], error)
                 self.columns.is_rebuilt = True
             self._columns_saved = len(self.columns)
         if self.dense.wants_graph:
@@ -224,7 +224,7 @@ class SearchState:
         self._tokens_compared[new] = True
 
 
-def _warn_of(path: Path, error: BaseException) -> None:
+def warn_of_damage(path: Path, error: BaseException) -> None:
     """Say that derived files are damaged; not where one lacks something, being another version's."""
     if not isinstance(error, KeyError):
         message = f"{path}: derived files are damaged ({error}); they are made again from the documents"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from m3edge.index.derived import Stamp, read_derived, remove_leftovers
 from m3edge.index.graph import HnswConfig
 from m3edge.index.shared_lock import SharedLock
 from m3edge.index.snapshot import Snapshot
-from m3edge.index.state import SearchState
+from m3edge.index.state import SearchState, warn_of_damage
 from m3edge.index.store import Store
 from m3edge.index.tokens import TokenStore
 from m3edge.index.writer_lock import writer_lock
@@ -151,12 +150,7 @@ class View:
                 state.close()
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
             elif state.token_rows > snapshot.token_rows:
-                warnings.warn(
-                    f"{self._folder}: derived files are damaged (they name token vectors that are not there); they are "
-                    "made again from the documents",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                warn_of_damage(self._folder, ValueError("they name token vectors that are not there"))
                 state.close()
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
                 state.is_mended = True
