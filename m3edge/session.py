@@ -36,6 +36,7 @@ PROVIDERS = (*ONNXRUNTIME_PROVIDERS, openvino_engine.NAME)
 # What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
 _AUTO = ("cuda", "directml", "coreml", "cpu")
 _CPUINFO = Path("/proc/cpuinfo")
+_SPINS_BRIEFLY = (1, 26)  # the first onnxruntime that can be told how long a waiting thread spins
 
 
 class Session(Protocol):
@@ -174,13 +175,22 @@ def session_options(onnxruntime: Any, n_threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads  # explicit, so that onnxruntime does not pin threads inside a container
     options.log_severity_level = 3  # errors; what matters of its warnings is checked after loading
-    # Waiting threads sleep. Spinning takes a fifth off the time of small batches on an idle machine, and trebles it on
-    # one whose other programs want the CPU too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _release(onnxruntime) >= _SPINS_BRIEFLY:
+        # From one operator to the next a thread waits awake: a fifth of a small batch's time. No longer than that, so
+        # that it does not keep the CPU from the machine's other programs.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
+    else:  # it would wait for up to half a second
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if products_saturate():
         # onnxruntime turns the weights unsigned while loading: exact, and half as fast. It would do so with VNNI too.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _release(onnxruntime: Any) -> tuple[int, int]:
+    """onnxruntime's major and minor version."""
+    major, minor = onnxruntime.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def products_saturate(machine: str | None = None, cpuinfo: Path = _CPUINFO) -> bool:

@@ -1,5 +1,8 @@
 """What a session decides about the CPU it runs on, tried on CPUs that are not at hand."""
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -53,6 +56,23 @@ def test_weights_are_turned_unsigned_only_where_products_saturate(monkeypatch, s
     else:
         with pytest.raises(RuntimeError):  # onnxruntime's answer for an entry that was never made
             options.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize(("version", "can"), [("1.31.1", True), ("1.26.0", True), ("1.25.1", False), ("2.0.0", True)])
+def test_threads_spin_only_where_onnxruntime_can_be_told_for_how_long(version, can):
+    release = SimpleNamespace(__version__=version, SessionOptions=onnxruntime.SessionOptions)
+    entry = session_options(release, 2).get_session_config_entry
+    key, value = ("spin_duration_us", "100") if can else ("allow_spinning", "0")
+    assert entry(f"session.intra_op.{key}") == value
+
+
+def test_after_a_batch_no_thread_keeps_the_cpu(mini_fp32):
+    on_cpu = open_session(mini_fp32, "cpu", n_threads=2)
+    for _ in range(3):
+        on_cpu.run(np.full((1, 64), 5), np.ones((1, 64), np.int64), [DENSE_OUTPUT])
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.03, "a thread that waits for up to half a second is still spinning"
 
 
 def test_at_least_one_cpu_is_available():
