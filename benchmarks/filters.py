@@ -29,7 +29,7 @@ from m3edge.index import Index, dense
 from m3edge.index.filters import parse_filter
 
 RESULTS = Path(__file__).parent / "results"
-DIM, TOKENS, QUERIES, K = 384, 60, 60, 10
+DIM, TOKENS, QUERIES, K = 384, 60, 300, 10
 SHARES = (0.5, 0.1, 0.01, 0.001)
 
 
