@@ -1,9 +1,10 @@
 """One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the fp32 and the static int8 one.
 
-    python benchmarks/engines.py models/mini-fp32 models/mini-int8 --out benchmarks/results/engines-mini.json
+    python benchmarks/engines.py models/mini-fp32 models/mini-int8
 
 Each round runs every engine once, in turn, so that a noisy machine disturbs all alike; medians are reported, and beside
-each speed how near the engine's vectors are to fp32's on texts in twelve languages (the XQuAD folders of shared/data).
+each speed how near the engine's vectors are to fp32's, on the texts of fidelity.py.
+Writes benchmarks/results/engines-MODEL.json.
 """
 
 from __future__ import annotations
@@ -19,18 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fidelity import DATA, LANGUAGES, read_texts
 from m3edge_export.report import fidelity
-from machine import ROOT, describe_machine
+from machine import RESULTS, describe_machine
 
 from m3edge import Encoder
 from m3edge.files import write_atomically
-from m3edge.jsonl import joined_text, read_jsonl
-from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT
+from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT, read_model_folder
 from m3edge.session import Session, available_cpus, open_session
 
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x16": (1, 16)}
-LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
-DATA = ROOT.parent / "shared" / "data" / "beir"
+STARTS = 5  # timed processes of each engine
 _OUTPUTS = (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT)
 
 # From before m3edge is imported to the first vector, in a process of its own; argv: folder, provider, cache or "".
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("int8", type=Path, help="the same model in int8")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--texts", type=int, default=84, help="texts of each language (%(default)s); 0: no quality")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     engines = {
         "onnxruntime fp32": (options.fp32, "cpu"),
@@ -65,11 +65,8 @@ def main() -> None:
     del sessions
     report["start_seconds"] = measure_start(options.int8)
     if options.texts:
-        texts = [
-            joined_text(where, entry)
-            for language in LANGUAGES
-            for where, entry in list(read_jsonl(DATA / f"xquad-{language}" / "corpus.jsonl"))[: options.texts]
-        ][:1000]
+        every = read_texts(options.data)
+        texts = every[:: max(1, len(every) // (len(LANGUAGES) * options.texts))]
         reference = Encoder.load(options.fp32, "cpu", verify=False).encode_passages(texts, progress=None)
         report["texts"] = len(texts)
         report["quality"] = {
@@ -81,8 +78,7 @@ def main() -> None:
         }
     text = json.dumps(report, indent=1)
     print(text)
-    if options.out:
-        write_atomically(options.out, text.encode() + b"\n")
+    write_atomically(RESULTS / f"engines-{read_model_folder(options.int8).name}.json", text.encode() + b"\n")
 
 
 def measure(sessions: dict[str, Session], batch: int, length: int, rounds: int) -> dict[str, Any]:
@@ -112,7 +108,7 @@ def measure_start(folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as cache:
         cases = {"onnxruntime": ("cpu", ""), "openvino": ("openvino", ""), "openvino, cached": ("openvino", cache)}
         times: dict[str, list[float]] = {name: [] for name in cases}
-        for number in range(6):
+        for number in range(STARTS + 1):
             for name, arguments in cases.items():
                 command = [sys.executable, "-c", _START, str(folder), *arguments]
                 seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

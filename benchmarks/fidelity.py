@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from m3edge_export.report import fidelity
-from machine import ROOT, describe_machine
+from machine import RESULTS, ROOT, describe_machine
 
 from m3edge import Encoder
 from m3edge.files import write_atomically
@@ -23,12 +23,13 @@ from m3edge.model_folder import STATIC_GRAPH
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 PASSAGES, QUESTIONS = 60, 24
+DATA = ROOT.parent / "shared" / "data" / "beir"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="model folders of one model, one of them in fp32")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "beir")
+    parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     texts = read_texts(options.data)
     encoders = {}
@@ -45,7 +46,7 @@ def main() -> None:
     expected = reference.encode_passages(texts)
     rows = {name: fidelity(expected, encoder.encode_passages(texts))._asdict() for name, encoder in encoders.items()}
     report = {"machine": describe_machine(), "texts": len(texts), "languages": LANGUAGES, "precisions": rows}
-    out = ROOT / "benchmarks" / "results" / f"fidelity-{reference.info.name}.json"
+    out = RESULTS / f"fidelity-{reference.info.name}.json"
     write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")
     print("| | " + " | ".join(next(iter(rows.values()))) + " |")
     for precision, row in rows.items():

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=20, help="passages, and half as many questions, of each language")
     options = parser.parse_args()
     fidelity.PASSAGES, fidelity.QUESTIONS = options.each, options.each // 2
-    texts = fidelity.read_texts(ROOT.parent / "shared" / "data" / "beir")
+    texts = fidelity.read_texts(fidelity.DATA)
     datasets = [read_beir(folder, n_queries=options.queries) for folder in options.data]
     info = read_model_folder(options.model)
     report: dict[str, Any] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import ROOT, describe_machine
+from machine import RESULTS, describe_machine
 
 from m3edge import Encoder
 from m3edge.files import write_atomically
@@ -40,7 +40,7 @@ def main() -> None:
         texts = _texts(n_texts, length)
         report["shapes"][shape] = _measure(encoders, texts, length, options.rounds, options.batch_tokens)
         print(shape, json.dumps(report["shapes"][shape]), flush=True)
-    out = ROOT / "benchmarks" / "results" / f"gpu-{encoders['cpu'].info.name}.json"
+    out = RESULTS / f"gpu-{encoders['cpu'].info.name}.json"
     write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")
 
 

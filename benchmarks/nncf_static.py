@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity import read_texts
+from fidelity import DATA, read_texts
 from m3edge_export.calibrate import calibration_texts
 from m3edge_export.checkpoint import load_checkpoint
 from m3edge_export.graph import export_graph
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("fp32", type=Path, help="model folder in fp32")
     parser.add_argument("int8", type=Path, help="model folder with a static graph")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "beir")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--step", type=int, default=1, help="take every so many of the 1,008 texts")
     parser.add_argument("--timed", type=int, default=96, help="texts that are timed")
     parser.add_argument("--rounds", type=int, default=9)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +115,38 @@ def small_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "small"
     shutil.copytree(ROOT / "tests" / "data" / "small-beir", folder)
     return folder
+
+
+@pytest.fixture
+def twelve(small_beir: Path, tmp_path: Path) -> Path:
+    """A folder with a data set for each of XQuAD's languages, all of them the same texts."""
+    for language in ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"):
+        shutil.copytree(small_beir, tmp_path / "data" / f"xquad-{language}")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of benchmarks/, to import."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.fixture
+def run_small(modules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run a script of benchmarks/ in this process, with some of its constants made small; returns its JSON."""
+
+    def run_small(script: str, *arguments: object, result: str, **constants: object) -> dict[str, Any]:
+        module = importlib.import_module(script)
+        out = tmp_path / "results"
+        out.mkdir(exist_ok=True)
+        for name, value in {"RESULTS": out, **constants}.items():
+            monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        module.main()
+        report: dict[str, Any] = json.loads((out / result).read_bytes())
+        return report
+
+    return run_small
 
 
 def _build(folders: list[Path], command: list[str]) -> None:

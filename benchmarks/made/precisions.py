@@ -59,7 +59,7 @@ def nncf_ratios() -> str:
 
 
 def engines() -> str:
-    report = result("engines-mini")
+    report = result("engines-m3-mini")
     shapes = list(report["speed"])
     start = {"onnxruntime int8": "onnxruntime", "openvino static int8": "openvino, cached"}
     lines = []

@@ -1,12 +1,14 @@
 """Run by test_mteb.py in an environment with mteb: two tasks made of local data, evaluated through the adapter.
 
-    python mteb_tasks.py MODEL_FOLDER BEIR_FOLDER
+    python mteb_tasks.py MODEL_FOLDER BEIR_FOLDER RESULTS_FOLDER
 
-Prints one JSON object: each way's scores.
+Prints one JSON object: each way's scores. benchmarks/bge_m3.py, with the local task in place of the hub's, leaves its
+file in RESULTS_FOLDER.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import mteb
 from datasets import Dataset, DatasetDict
@@ -18,7 +20,8 @@ from mteb.models.models_protocols import EncoderProtocol, SearchProtocol
 from m3edge.evaluation import read_beir
 from m3edge.mteb import MtebEncoder, MtebSearch
 
-MODEL, DATA = sys.argv[1:]
+MODEL, DATA, RESULTS = sys.argv[1:]
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 GENERAL = {
     "description": "local",
     "reference": None,
@@ -90,7 +93,19 @@ def main():
         results = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
         scores[name] = {result.task_name: result.get_score() for result in results}
         scores[name]["called"] = model.mteb_model_meta.name
+    run_bge_m3()
     print(json.dumps(scores))
+
+
+def run_bge_m3():
+    sys.path.insert(0, str(BENCHMARKS))
+    import bge_m3
+
+    bge_m3.RESULTS = Path(RESULTS)
+    mteb.get_tasks = lambda tasks, languages: [LocalRetrieval()]
+    sys.argv = ["bge_m3.py", MODEL, "--tasks", "LocalRetrieval", "--ways", "BM25", "All"]
+    bge_m3.main()
+    bge_m3.main()  # goes on where it was: at the end
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The scripts in benchmarks/, run as their README says, on little data: each leaves a file and prints a table."""
 
-import importlib
 import json
 import re
 import shutil
@@ -26,12 +25,6 @@ def run(tmp_path):
         return result.stdout, json.loads(out.read_bytes())
 
     return run
-
-
-@pytest.fixture
-def modules(monkeypatch):
-    """The folder of the scripts, to import from."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 @pytest.fixture
@@ -174,23 +167,6 @@ def test_lexical_weights_are_compared_on_two_parts(run, mini_int8, small_beir):
     assert "| confirm | `general` | `bm25` |" in printed
 
 
-@pytest.fixture
-def run_small(modules, tmp_path, monkeypatch):
-    """Run a script that has no --out in this process, with some of its constants made small; returns its JSON."""
-
-    def run_small(script, *arguments, result, **constants):
-        module = importlib.import_module(script)
-        out = tmp_path / "results"
-        out.mkdir(exist_ok=True)
-        for name, value in {"RESULTS": out, **constants}.items():
-            monkeypatch.setattr(module, name, value)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        module.main()
-        return json.loads((out / result).read_bytes())
-
-    return run_small
-
-
 def test_whole_searches_and_filtered_ones_are_timed_with_a_graph_and_without(run_small, tmp_path):
     arguments = (tmp_path / "index", "--documents", 400)
     hybrid = run_small("hybrid", *arguments, result="hybrid.json", QUERIES=4)
@@ -241,18 +217,16 @@ def test_the_commands_that_are_shown_have_options_that_their_scripts_know():
         assert {word for word in words if word.startswith("--")} <= set(known), command
 
 
-def test_a_model_of_nncfs_that_is_there_is_measured_beside_ours(run, mini_fp32, mini_openvino, small_beir, tmp_path):
+def test_a_model_of_nncfs_that_is_there_is_measured_beside_ours(run, mini_fp32, mini_openvino, twelve, tmp_path):
     """Ours stands for NNCF's, which takes minutes to make: both are as near to fp32 and to each other."""
     pytest.importorskip("torch", reason="the script is one of the export's")
     openvino = pytest.importorskip("openvino")
-    data, theirs = tmp_path / "data", tmp_path / "theirs"
-    for language in ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"):
-        shutil.copytree(small_beir, data / f"xquad-{language}")
+    theirs = tmp_path / "theirs"
     model = openvino.Core().read_model(str(mini_openvino / "model.static.onnx"))
     openvino.save_model(model, theirs / "model.xml", compress_to_fp16=False)
     (theirs / "about.json").write_text(json.dumps({"texts": 3, "seconds": 1}))
     limits = ("--step", 12, "--timed", 4, "--rounds", 1)
-    _, report = run("nncf_static.py", "unread", mini_fp32, mini_openvino, "--data", data, "--theirs", theirs, *limits)
+    _, report = run("nncf_static.py", "unread", mini_fp32, mini_openvino, "--data", twelve, "--theirs", theirs, *limits)
     assert report["quantized"] == {"texts": 3, "seconds": 1}
     assert report["quality"]["NNCF"] == pytest.approx(report["quality"]["m3edge static"], abs=1e-4)
     for row in report["speed"].values():

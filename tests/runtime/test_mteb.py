@@ -25,10 +25,10 @@ def test_without_mteb_it_says_what_to_install(adapter, encoder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mteb_measures_what_our_own_evaluation_measures(mini_int8, small_beir):
+def test_mteb_measures_what_our_own_evaluation_measures(mini_int8, small_beir, tmp_path):
     environment = mteb_environment()
     script = Path(__file__).parent / "mteb_tasks.py"
-    command = [environment / "bin" / "python", script, mini_int8, small_beir]
+    command = [environment / "bin" / "python", script, mini_int8, small_beir, tmp_path]
     run = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
     )
@@ -40,6 +40,9 @@ def test_mteb_measures_what_our_own_evaluation_measures(mini_int8, small_beir):
     assert scores["sparse"]["LocalRetrieval"] == pytest.approx(ours["bm25"], abs=1e-4)
     assert scores["search"]["LocalReranking"] > 0.9
     assert scores["encoder"]["LocalSTS"] > 0.8
+    rows = json.loads((tmp_path / f"bge-m3-{mini_int8.name}.json").read_bytes())["rows"]
+    assert [row["way"] for row in rows] == ["BM25", "All"]
+    assert rows[1]["scores"]["default"]["ndcg_at_10"] == pytest.approx(ours["all"], abs=1e-4)
     assert scores["encoder"]["called"] == "m3edge/m3-mini-int8-dense"
 
 

@@ -1,0 +1,82 @@
+"""The scripts in benchmarks/ that need the export's packages, on little data: each leaves what its README promises."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+RunSmall = Callable[..., dict[str, Any]]
+SHAPES = {"2x8": (2, 8), "1x16": (1, 16)}
+
+
+def test_every_precision_is_compared_with_fp32(
+    run_small: RunSmall, mini_fp32: Path, mini_int8: Path, twelve: Path
+) -> None:
+    arguments = (mini_fp32, mini_int8, "--data", twelve)
+    report = run_small("fidelity", *arguments, result="fidelity-m3-mini.json", PASSAGES=1, QUESTIONS=1)
+    assert report["texts"] == 24
+    assert report["precisions"].keys() == {"int8"}
+    assert 0.999 < report["precisions"]["int8"]["dense_cosine_mean"] < 1
+
+
+def test_two_engines_are_timed_and_compared_on_one_model(
+    run_small: RunSmall, mini_fp32: Path, mini_openvino: Path, twelve: Path
+) -> None:
+    pytest.importorskip("openvino")
+    arguments = (mini_fp32, mini_openvino, "--data", twelve, "--rounds", 1, "--texts", 1)
+    report = run_small("engines", *arguments, result="engines-m3-mini.json", SHAPES=SHAPES, STARTS=1)
+    engines = {"onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino static int8"}
+    assert all(row.keys() == engines for row in report["speed"].values())
+    assert report["speed"].keys() == SHAPES.keys()
+    assert report["start_seconds"].keys() == {"onnxruntime", "openvino", "openvino, cached"}
+    assert min(row["dense_cosine_worst"] for row in report["quality"].values()) > 0.996
+
+
+def test_models_on_a_device_are_compared_with_the_cpu(run_small: RunSmall, mini_fp32: Path, mini_int8: Path) -> None:
+    """The CPU stands for the device: what is timed and compared is the same."""
+    arguments = (mini_fp32, mini_int8, "--provider", "cpu", "--rounds", 1)
+    report = run_small("gpu", *arguments, result="gpu-m3-mini.json", SHAPES=SHAPES)
+    for row in report["shapes"].values():
+        assert row.keys() == {"cpu", "cpu fp32", "cpu int8"}
+        assert row["cpu fp32"]["worst_cosine"] > 0.99999
+        assert row["cpu int8"]["worst_cosine"] > 0.999
+
+
+def test_ways_of_rounding_to_four_bits_are_compared(
+    run_small: RunSmall, tiny_source: Path, twelve: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m3edge_export import cli
+
+    assert cli.main(["onnx", str(tiny_source), str(tmp_path / "tiny"), "--precision", "fp32"]) == 0
+    (tmp_path / "build").mkdir()
+    run = {"calibration_texts": lambda: ["the file", "filing the file"], "ROOT": tmp_path}
+    monkeypatch.setattr(sys.modules.get("fidelity") or __import__("fidelity"), "DATA", twelve)
+    arguments = (tmp_path / "tiny", twelve / "xquad-en", "--each", 2, "--queries", 2)
+    report = run_small("four_bits", *arguments, result="four-bits.json", **run)
+    assert report["roundings"].keys() == {"nearest", "searched scales", "GPTQ"}
+    assert all(0.9 < row["dense_cosine_mean"] < 1 for row in report["roundings"].values())
+    assert report["fp32"]["ndcg"].keys() == report["roundings"]["GPTQ"]["ndcg"].keys()
+
+
+def test_at_full_size_we_are_timed_beside_the_peer_and_the_chips_limit(
+    run_small: RunSmall, mini_fp32: Path, mini_int8: Path, tmp_path: Path
+) -> None:
+    """The mini model stands for the large one, and for the peer's, which take 15 GB and many minutes to make."""
+    for name, folder in {"m3-fp32": mini_fp32, "m3-int8": mini_int8, "peer": mini_int8}.items():
+        shutil.copytree(folder, tmp_path / "work" / name)
+    (tmp_path / "work" / "checkpoint").mkdir()
+    small = {"WORK": tmp_path / "work", "LAYERS": 12, "HIDDEN": 384, "FFN": 1536, "LONGEST": 64, "SHAPES": SHAPES}
+    arguments = ("--rounds", 1, "--precisions", "fp32", "--only", *SHAPES, "memory")
+    report = run_small("full_size", *arguments, result="full-size.json", **small)
+    for row in report["speed"].values():
+        assert row["ms"].keys() == {"fp32", "int8", "peer", "products"}
+        assert row["int8_speed_over"].keys() == {"fp32", "peer"}
+        assert row["share_of_products"]["int8"] > 0
+    assert report["peak_mb"].keys() == {f"{name} {length} tokens" for name in ("int8", "fp32") for length in (32, 64)}
