@@ -17,6 +17,7 @@ import pytest
 
 from m3edge import Encoder, Index
 from m3edge.files import sha256_file
+from m3edge.model_folder import STATIC_GRAPH, STATIC_WEIGHTS, read_model_folder, write_manifest
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -34,10 +35,11 @@ def mini_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def mini_models(mini_checkpoint: Path) -> dict[str, Path]:
-    """The mini model's model folders, by precision."""
+    """The mini model's model folders, by precision; int8's has the static graph for OpenVINO too."""
     precisions = ("fp32", "fp16", "int8", "int4")
     folders = {precision: CACHE / f"mini-{precision}" for precision in precisions}
-    _build(list(folders.values()), ["onnx", str(mini_checkpoint), str(CACHE / "mini"), "--precision", "all"])
+    command = ["onnx", str(mini_checkpoint), str(CACHE / "mini"), "--precision", "all", "--openvino"]
+    _build(list(folders.values()), command)
     return folders
 
 
@@ -48,17 +50,20 @@ def mini_fp32(mini_models: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_int8(mini_models: dict[str, Path]) -> Path:
-    """The mini model as an int8 model folder: what the README and the demo run on."""
-    return mini_models["int8"]
+def mini_int8(mini_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mini model as an int8 model folder without the static graph: what the README and the demo run on."""
+    folder = tmp_path_factory.mktemp("models") / "mini-int8"
+    shutil.copytree(mini_models["int8"], folder)
+    (folder / STATIC_GRAPH).unlink()
+    (folder / STATIC_WEIGHTS).unlink()
+    write_manifest(folder, read_model_folder(mini_models["int8"], verify=False))
+    return folder
 
 
 @pytest.fixture(scope="session")
-def mini_openvino(mini_checkpoint: Path) -> Path:
+def mini_openvino(mini_models: dict[str, Path]) -> Path:
     """The mini model as an int8 model folder with the static graph that OpenVINO runs."""
-    folder = CACHE / "mini-openvino"
-    _build([folder], ["onnx", str(mini_checkpoint), str(folder), "--openvino"])
-    return folder
+    return mini_models["int8"]
 
 
 @pytest.fixture(scope="session")

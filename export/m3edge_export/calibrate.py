@@ -91,11 +91,12 @@ def calibrate(
                     )
                 n_tokens += ids.size
                 bar.update()
+        del session, values  # a large model's weights: not in memory beside what follows
     finally:
         path.unlink()
     return {
         name: seen._replace(
-            mean=seen.mean / n_tokens, moments=moments[name].sum() / n_tokens if name in moments else None
+            mean=seen.mean / n_tokens, moments=moments[name].mean(n_tokens) if name in moments else None
         )
         for name, seen in statistics.items()
     }
@@ -115,20 +116,24 @@ class _Moments:
         """rows: float32 [n, width]; kept until there are enough of them"""
         self._rows.append(rows)
         if sum(map(len, self._rows)) >= self._ENOUGH:
-            self.sum()
+            self._take_in()
 
-    def sum(self) -> np.ndarray:
-        """float32 [width, width]"""
+    def mean(self, n_rows: int) -> np.ndarray:
+        """float32 [width, width], the sum divided by n_rows; the last call, for it is divided where it lies"""
         if self._rows:
-            gathered = np.concatenate(self._rows)
-            self._rows = []
-            product = gathered.T @ gathered
-            if self._total is None:
-                self._total = product
-            else:
-                self._total += product
+            self._take_in()
         assert self._total is not None, "no rows were added"
+        self._total /= n_rows
         return self._total
+
+    def _take_in(self) -> None:
+        gathered = np.concatenate(self._rows)
+        self._rows = []
+        product = gathered.T @ gathered
+        if self._total is None:
+            self._total = product
+        else:
+            self._total += product
 
 
 def _short_texts(texts: Sequence[str]) -> list[str]:

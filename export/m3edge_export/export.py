@@ -5,6 +5,7 @@ All of it or nothing is left on disk.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -91,6 +92,7 @@ def export_precisions(
         config = checkpoint.model.config
         export_graph(checkpoint.model, work)
         del checkpoint  # a large model's weights are in memory no longer, only in the traced graph's file
+        gc.collect()  # modules refer to each other
         graph = onnx.load(work / GRAPH, load_external_data=False)
         graph.producer_name = "m3edge"
         graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = info.dense_dim  # the tracer loses it
