@@ -77,8 +77,8 @@ def test_all_precisions_are_one_model(encoders):
     assert {name: encoder.info.precision for name, encoder in encoders.items()} == {name: name for name in PRECISIONS}
 
 
-def test_the_report_has_a_row_for_each_precision(mini_models):
-    rows = build_report([mini_models["fp32"], mini_models["int8"]], UNSEEN[:12])
+def test_the_report_has_a_row_for_each_precision(mini_fp32, mini_int8):
+    rows = build_report([mini_fp32, mini_int8], UNSEEN[:12])
     assert [row["precision"] for row in rows] == ["fp32", "int8"]
     assert rows[0]["dense_cosine_worst"] == pytest.approx(1, abs=1e-5)
     assert rows[1]["graph_mb"] < 122

@@ -28,10 +28,10 @@ AXES = {
 
 
 @pytest.fixture(scope="module")
-def report_folder(small_beir, mini_models, tmp_path_factory):
+def report_folder(small_beir, mini_int8, mini_models, tmp_path_factory):
     """What `m3edge bench` leaves for two precisions."""
     out = tmp_path_factory.mktemp("bench") / "out"
-    models = [str(mini_models[precision]) for precision in ("int8", "int4")]
+    models = [str(mini_int8), str(mini_models["int4"])]
     assert main(["bench", *models, "--data", str(small_beir), "--out", str(out), "--rounds", "1"]) == 0
     return out
 
