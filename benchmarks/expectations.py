@@ -86,8 +86,8 @@ def verdicts(rows: list[Row]) -> str:
     dataset, worst = _most_lost({row.dataset: row for row in rows})
     lines.append(
         f"no language's dense score falls by more than {100 * LOSS:.0f} point against (a): {_verdict(loss >= -LOSS)} "
-        f"(at worst {100 * loss:+.2f}, {language}; of single sets {100 * worst:+.2f}, {dataset}; the encoder is the same, "
-        "this is what int8 costs)"
+        f"(at worst {100 * loss:+.2f}, {language}; of single sets {100 * worst:+.2f}, {dataset}; the encoder is the "
+        "same, this is what int8 costs)"
     )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -108,7 +108,7 @@ def _groups(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _languages(rows: list[Row]) -> dict[str, Row]:
-    """The means of each language's sets; the language is the two letters in a set's name, with what comes after them."""
+    """The means of each language's sets: the two letters that a set's name ends with, and what may follow them."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         match = re.search(r"-([a-z]{2}(-.+)?)$", row.dataset)
