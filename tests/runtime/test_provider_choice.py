@@ -18,6 +18,7 @@ class _Onnxruntime:
     """All providers are installed; those not in `working` are silently left out of a session, as onnxruntime does."""
 
     SessionOptions = onnxruntime.SessionOptions
+    __version__ = onnxruntime.__version__
 
     def __init__(self, installed: list[str], working: list[str]) -> None:
         self._installed, self._working = installed, working
