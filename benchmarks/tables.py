@@ -5,8 +5,10 @@
 Tables 1 and 2 take aligned data sets, which share their queries' ids, as XQuAD's do: the queries of each language with
 the passages of the same one (table 1), and the queries of English with the passages of all others and back (table 2).
 Table 3 takes sets of long documents, each twice: cut at what the model reads, and split into passages (m3edge.passages)
-of which the best one counts. Writes benchmarks/results/tables-MODEL.json after each corpus (an interrupted run goes on
-where it was) and prints the tables in the paper's layout: a row for each method, a column for each language or set.
+of which the best one counts; with --mcls, for models that pool by their first token, cut and read with MCLS too.
+
+Writes benchmarks/results/tables-MODEL.json after each corpus (an interrupted run goes on where it was) and prints the
+tables in the paper's layout: a row for each method, a column for each language or set.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ METHODS = ("bm25", "dense", "sparse", "tokens", "dense+sparse", "all", "all-long
 LONG = ("narrativeqa-en", "qmsum-en", "reactdocs-en", "reactdocs-fr", "reactdocs-ko", "reactdocs-zh")
 PIVOT = "en"
 METRICS = ("nDCG@10", "R@10", "R@100")
-BEST_PASSAGE = "best passage"
+CUT, CUT_MCLS, BEST_PASSAGE = "document", "document, MCLS", "best passage"  # what is ranked of a long document
 
 Row = dict[str, Any]
 
@@ -45,10 +47,14 @@ def main() -> None:
     parser.add_argument("--long", nargs="*", default=list(LONG), help="sets of long documents; default: %(default)s")
     parser.add_argument("--long-queries", type=int, help="of each set of long documents; default: as --queries")
     parser.add_argument("--long-documents", type=int, help="of each set of long documents; default: all")
+    parser.add_argument("--mcls", type=int, metavar="N", help="read long documents with MCLS every N tokens too")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/tables-MODEL.json")
     options = parser.parse_args()
 
     encoder = Encoder.load(options.model)
+    encoders = {CUT: encoder}
+    if options.mcls:
+        encoders[CUT_MCLS] = Encoder(encoder.info, encoder.session, encoder.tokenizer, mcls_interval=options.mcls)
     out = options.out or RESULTS / f"tables-{options.model.resolve().name}.json"
     settings = {
         "model": encoder.info.name,
@@ -58,6 +64,7 @@ def main() -> None:
         "queries": options.queries,
         "long_queries": options.long_queries,
         "long_documents": options.long_documents,
+        **({"mcls": options.mcls} if options.mcls else {}),
     }
     report = resumed(out, settings, rows=[])
 
@@ -71,7 +78,7 @@ def main() -> None:
         if not any(row["passages"] == name for row in report["rows"]):
             n_queries = options.long_queries or options.queries
             dataset = read_beir(options.data / name, n_queries=n_queries, n_documents=options.long_documents)
-            keep(measure_long(encoder, dataset))
+            keep(measure_long(encoders, dataset))
             print(f"{name}: done", file=sys.stderr, flush=True)
     print(tables(report["rows"], options.aligned))
 
@@ -100,24 +107,28 @@ def measure_aligned(
         print(f"{target.name}: done", file=sys.stderr, flush=True)
 
 
-def measure_long(encoder: Encoder, dataset: BeirDataset) -> list[Row]:
-    """One data set with its documents cut, and which share of them that is; then with each one's best passage."""
+def measure_long(encoders: dict[str, Encoder], dataset: BeirDataset) -> list[Row]:
+    """One data set with its documents cut, by each encoder, and which share of them that is; then with each one's best
+    passage.
+
+    encoders: CUT -> the model as it is, and perhaps CUT_MCLS -> the same with MCLS
+    """
+    encoder = encoders[CUT]
     queries = encoder.encode_queries(list(dataset.queries.values()))
-    texts = list(dataset.corpus.values())
-    with EncodedCorpus(encoder, texts) as corpus:
-        cut = _row(corpus, dataset.name, queries, dataset)
     passages, documents = [], []
     for document, text in dataset.corpus.items():
         spans = split_passages(text, encoder)
         passages += [text[start:end] for start, end in spans]
         documents += [document] * len(spans)
+    n_cut = len([document for document in dataset.corpus if documents.count(document) > 1])
+    rows = []
+    for unit, reader in encoders.items():
+        with EncodedCorpus(reader, list(dataset.corpus.values())) as corpus:
+            rows.append({**_row(corpus, dataset.name, queries, dataset), "unit": unit})
     with EncodedCorpus(encoder, passages) as corpus:
         split = _row(corpus, dataset.name, queries, dataset, documents)
-    n_cut = len([document for document in dataset.corpus if documents.count(document) > 1])
-    return [
-        {**cut, "unit": "document", "cut": round(n_cut / len(texts), 3)},
-        {**split, "unit": BEST_PASSAGE, "n_passages": len(passages)},
-    ]
+    rows[0]["cut"] = round(n_cut / len(dataset.corpus), 3)
+    return [*rows, {**split, "unit": BEST_PASSAGE, "n_passages": len(passages)}]
 
 
 def tables(rows: list[Row], aligned: str) -> str:
@@ -136,10 +147,14 @@ def tables(rows: list[Row], aligned: str) -> str:
             f"Queries in {PIVOT}, passages of other languages",
             layout(from_pivot, aligned, "R@10", "passages"),
         ]
-    if long:
-        cut, split = ([row for row in long if (row["unit"] == BEST_PASSAGE) == best] for best in (False, True))
-        sections += ["Table 3: long documents, cut at what the model reads", layout(cut, aligned)]
-        sections += ["The same by their best passage", layout(split, aligned)]
+    titles = {
+        CUT: "Table 3: long documents, cut at what the model reads",
+        CUT_MCLS: "The same with MCLS",
+        BEST_PASSAGE: "The same by their best passage",
+    }
+    for unit, title in titles.items():
+        if some := [row for row in long if row["unit"] == unit]:
+            sections += [title, layout(some, aligned)]
     return "\n\n".join(sections)
 
 

@@ -65,6 +65,20 @@ def test_ways_of_rounding_to_four_bits_are_compared(
     assert report["fp32"]["ndcg"].keys() == report["roundings"]["GPTQ"]["ndcg"].keys()
 
 
+def test_long_documents_are_also_read_with_mcls(
+    run_small: RunSmall, tiny_source: Path, twelve: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from m3edge_export import cli
+
+    assert cli.main(["onnx", str(tiny_source), str(tmp_path / "tiny"), "--precision", "fp32"]) == 0
+    arguments = (tmp_path / "tiny", twelve, "--aligned", "none-", "--long", "xquad-en", "xquad-de", "--mcls", 8)
+    report = run_small("tables", *arguments, result="tables-tiny.json")
+    assert [row["unit"] for row in report["rows"]] == ["document", "document, MCLS", "best passage"] * 2
+    plain, mcls = report["rows"][:2]
+    assert plain["nDCG@10"]["dense"] != mcls["nDCG@10"]["dense"]
+    assert "The same with MCLS" in capsys.readouterr().out
+
+
 def test_at_full_size_we_are_timed_beside_the_peer_and_the_chips_limit(
     run_small: RunSmall, mini_fp32: Path, mini_int8: Path, tmp_path: Path
 ) -> None:
