@@ -53,11 +53,15 @@ def main() -> None:
         print(f"| {precision} | " + " | ".join(f"{value:.5f}" for value in row.values()) + " |")
 
 
-def read_texts(data: Path) -> list[str]:
-    """The first passages and questions of each language."""
+def read_texts(data: Path, passages: int | None = None, questions: int | None = None) -> list[str]:
+    """The first passages and questions of each language; by default PASSAGES and QUESTIONS."""
+    counts = {
+        "corpus.jsonl": PASSAGES if passages is None else passages,
+        "queries.jsonl": QUESTIONS if questions is None else questions,
+    }
     texts = []
     for language in LANGUAGES:
-        for name, count in (("corpus.jsonl", PASSAGES), ("queries.jsonl", QUESTIONS)):
+        for name, count in counts.items():
             with (data / f"xquad-{language}" / name).open(encoding="utf-8") as file:
                 texts += [json.loads(line)["text"] for line in islice(file, count)]
     return texts

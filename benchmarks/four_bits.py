@@ -22,9 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fidelity
 import numpy as np
 import onnx
+from fidelity import DATA, read_texts
 from m3edge_export import quantize
 from m3edge_export.calibrate import calibrate, calibration_texts
 from m3edge_export.four_bits import BLOCK, _pack, _round, quantize_product, quantize_table
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model folder in fp32")
     parser.add_argument("data", type=Path, nargs="*", help="BEIR folders for nDCG@10")
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--texts", type=Path, default=DATA, help="folder of XQuAD's data sets")
     parser.add_argument("--each", type=int, default=20, help="passages, and half as many questions, of each language")
     options = parser.parse_args()
-    fidelity.PASSAGES, fidelity.QUESTIONS = options.each, options.each // 2
-    texts = fidelity.read_texts(fidelity.DATA)
+    texts = read_texts(options.texts, options.each, options.each // 2)
     datasets = [read_beir(folder, n_queries=options.queries) for folder in options.data]
     info = read_model_folder(options.model)
     report: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,14 @@ def test_models_on_a_device_are_compared_with_the_cpu(run_small: RunSmall, mini_
 
 
 def test_ways_of_rounding_to_four_bits_are_compared(
-    run_small: RunSmall, tiny_source: Path, twelve: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_small: RunSmall, tiny_source: Path, twelve: Path, tmp_path: Path
 ) -> None:
     from m3edge_export import cli
 
     assert cli.main(["onnx", str(tiny_source), str(tmp_path / "tiny"), "--precision", "fp32"]) == 0
     (tmp_path / "build").mkdir()
     run = {"calibration_texts": lambda: ["the file", "filing the file"], "ROOT": tmp_path}
-    monkeypatch.setattr(sys.modules.get("fidelity") or __import__("fidelity"), "DATA", twelve)
-    arguments = (tmp_path / "tiny", twelve / "xquad-en", "--each", 2, "--queries", 2)
+    arguments = (tmp_path / "tiny", twelve / "xquad-en", "--texts", twelve, "--each", 2, "--queries", 2)
     report = run_small("four_bits", *arguments, result="four-bits.json", **run)
     assert report["roundings"].keys() == {"nearest", "searched scales", "GPTQ"}
     assert all(0.9 < row["dense_cosine_mean"] < 1 for row in report["roundings"].values())
