@@ -70,9 +70,11 @@ void check_ranges(const Vector<int64_t>& starts, const Vector<int64_t>& counts, 
 }
 
 m3edge::Records checked_records(const Matrix<uint8_t>& records, int64_t bits, size_t dim) {
-    if (bits != 8 && bits != 4 && bits != 1) refuse("bits must be 8, 4 or 1, got " + std::to_string(bits));
-    const size_t record_bytes = records.shape(1), a_byte = size_t(8 / bits);
-    const size_t needed = 4 + ((dim + a_byte - 1) / a_byte + 3) / 4 * 4;
+    if (bits != 16 && bits != 8 && bits != 4 && bits != 1)
+        refuse("bits must be 16, 8, 4 or 1, got " + std::to_string(bits));
+    const size_t record_bytes = records.shape(1);
+    const size_t code_bytes = (dim * size_t(bits) + 7) / 8;
+    const size_t needed = bits == 16 ? code_bytes : 4 + (code_bytes + 3) / 4 * 4;
     if (record_bytes != needed)
         refuse("records must be " + std::to_string(needed) + " bytes wide for " + std::to_string(dim) +
                " dimensions in " + std::to_string(bits) + " bits, got " + std::to_string(record_bytes));

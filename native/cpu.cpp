@@ -31,8 +31,9 @@ std::vector<InstructionSet> detect() {
         __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
         const bool saves_ymm = (low & 0x06) == 0x06;
         const bool saves_zmm = (low & 0xe6) == 0xe6;
+        const bool fma_f16c = (ecx & (1u << 12)) && (ecx & (1u << 29));
         if (saves_ymm && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
-            const bool avx2 = ebx & (1u << 5);
+            const bool avx2 = (ebx & (1u << 5)) && fma_f16c;  // their files are compiled for all three
             const bool avx512 = (ebx & (1u << 16)) && (ebx & (1u << 30)) && (ebx & (1u << 31));  // F, BW, VL
             const bool avx512vnni = ecx & (1u << 11);
             const bool has_leaf_1 = eax >= 1;

@@ -26,6 +26,18 @@ const TileKernel& tile_kernel() {
     return kernel != nullptr ? *kernel : *tile_kernel_plain();
 }
 
+const FloatKernel& float_kernel() {
+    const FloatKernel* kernel = nullptr;
+    switch (instruction_set()) {
+        case InstructionSet::avx512vnni: kernel = float_kernel_avx512vnni(); break;
+        case InstructionSet::avxvnni:
+        case InstructionSet::avx2: kernel = float_kernel_avx2(); break;
+        case InstructionSet::neon: kernel = float_kernel_neon(); break;
+        case InstructionSet::plain: break;
+    }
+    return kernel != nullptr ? *kernel : *float_kernel_plain();
+}
+
 struct alignas(64) Line {
     uint8_t bytes[64];
 };
@@ -38,14 +50,21 @@ struct PackedQuery {
     const uint8_t* codes() const { return lines.data()->bytes; }
 };
 
-PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, const TileKernel& kernel) {
+// Room for n_tokens rows of `width` bytes, as a tile kernel wants them; every byte is the kernel's code of 0.
+PackedQuery room_for(size_t n_tokens, size_t width, const TileKernel& kernel) {
     const size_t lanes = kernel.block_lanes;
     PackedQuery packed;
     packed.n_blocks = (n_tokens + lanes - 1) / lanes;
     packed.scales.assign(n_tokens, 0.0f);
     packed.lines.resize(packed.n_blocks * lanes * width / sizeof(Line) + 1);  // one for a query of none, too
+    std::memset(packed.lines.data(), kernel.query_offset, packed.lines.size() * sizeof(Line));
+    return packed;
+}
+
+PackedQuery pack_bytes(const float* query, size_t n_tokens, size_t dim, size_t width, const TileKernel& kernel) {
+    const size_t lanes = kernel.block_lanes;
+    PackedQuery packed = room_for(n_tokens, width, kernel);
     uint8_t* codes = packed.lines.data()->bytes;
-    std::memset(codes, kernel.query_offset, packed.lines.size() * sizeof(Line));
     for (size_t token = 0; token < n_tokens; ++token) {
         const float* row = query + token * dim;
         float largest = 0.0f;
@@ -62,8 +81,20 @@ PackedQuery pack(const float* query, size_t n_tokens, size_t dim, size_t width, 
     return packed;
 }
 
+PackedQuery pack_floats(const float* query, size_t n_tokens, size_t dim, const TileKernel& kernel) {
+    const size_t lanes = kernel.block_lanes;
+    PackedQuery packed = room_for(n_tokens, dim * sizeof(float), kernel);
+    float* floats = reinterpret_cast<float*>(packed.lines.data());
+    for (size_t token = 0; token < n_tokens; ++token) {
+        packed.scales[token] = 1.0f;
+        float* block = floats + token / lanes * lanes * dim + token % lanes;
+        for (size_t k = 0; k < dim; ++k) block[k * lanes] = query[token * dim + k];
+    }
+    return packed;
+}
+
 // The codes of one record, one byte each.
-void unpack(const uint8_t* codes, size_t n_bytes, int bits, int8_t* out) {
+void unpack_codes(const uint8_t* codes, size_t n_bytes, int bits, int8_t* out) {
     if (bits == 4) {
         for (size_t j = 0; j < n_bytes; ++j) out[j] = int8_t((codes[j] & 15) - 8);
         for (size_t j = 0; j < n_bytes; ++j) out[n_bytes + j] = int8_t((codes[j] >> 4) - 8);
@@ -77,7 +108,7 @@ class DocumentScorer {
   public:
     DocumentScorer(const PackedQuery& query, const Records& records, const TileKernel& kernel)
         : query_(query), records_(records), kernel_(kernel), best_(query.n_blocks * kernel.block_lanes) {
-        if (records.bits < 8) unpacked_.resize(kernel.rows * records.width());
+        if (records.bits != 8) unpacked_.resize(kernel.rows * row_bytes() / sizeof(Line) + 1);
     }
 
     // next: the first record that will be wanted after this document
@@ -96,36 +127,48 @@ class DocumentScorer {
   private:
     const uint8_t* record(int64_t number) const { return records_.data + number * records_.record_bytes; }
 
+    // What a tile reads of a row.
+    size_t row_bytes() const { return records_.width() * (records_.bits == 16 ? sizeof(float) : 1); }
+
     void take(const uint8_t* record, int n_rows, const uint8_t* next) {
         Tile tile;
         float scales[max_tile_rows];
-        for (int r = 0; r < n_rows; ++r) std::memcpy(&scales[r], record + r * records_.record_bytes, sizeof(float));
+        std::fill(scales, scales + max_tile_rows, 1.0f);
+        if (records_.bits != 16)
+            for (int r = 0; r < n_rows; ++r) std::memcpy(&scales[r], record + r * records_.record_bytes, sizeof(float));
         if (records_.bits == 8) {
-            tile.rows = reinterpret_cast<const int8_t*>(record + sizeof(float));
+            tile.rows = reinterpret_cast<const int8_t*>(record + records_.scale_bytes());
             tile.stride = records_.record_bytes;
             tile.next = reinterpret_cast<const int8_t*>(next);
         } else {
+            int8_t* rows = reinterpret_cast<int8_t*>(unpacked_.data());
             for (int r = 0; r < n_rows; ++r)
-                unpack(record + r * records_.record_bytes + sizeof(float), records_.code_bytes(), records_.bits,
-                       unpacked_.data() + r * records_.width());
-            tile.rows = unpacked_.data();
-            tile.stride = records_.width();
-            tile.next = tile.rows;
+                unpack(record + r * records_.record_bytes + records_.scale_bytes(), rows + r * row_bytes());
+            tile.rows = rows;
+            tile.stride = row_bytes();
+            tile.next = rows;
         }
         tile.n_rows = n_rows;
         tile.scales = scales;
-        tile.width = records_.width();
+        tile.width = row_bytes();
         tile.query = query_.codes();
         tile.n_blocks = query_.n_blocks;
         tile.best = best_.data();
         kernel_.run(tile);
     }
 
+    void unpack(const uint8_t* codes, int8_t* out) const {
+        if (records_.bits == 16)
+            float_kernel().widen(codes, records_.width(), reinterpret_cast<float*>(out));
+        else
+            unpack_codes(codes, records_.code_bytes(), records_.bits, out);
+    }
+
     const PackedQuery& query_;
     const Records& records_;
     const TileKernel& kernel_;
     std::vector<float> best_;
-    std::vector<int8_t> unpacked_;
+    std::vector<Line> unpacked_;
 };
 
 // Below this many products a second thread takes longer to start than it saves (a start takes about 30 us).
@@ -135,8 +178,10 @@ constexpr double min_products_a_thread = 8e6;
 
 void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& records, const int64_t* starts,
             const int64_t* counts, size_t n_documents, size_t n_threads, float* scores) {
-    const TileKernel& kernel = tile_kernel();
-    const PackedQuery packed = pack(query, n_tokens, dim, records.width(), kernel);
+    const bool halves = records.bits == 16;
+    const TileKernel& kernel = halves ? float_kernel().tile : tile_kernel();
+    const PackedQuery packed = halves ? pack_floats(query, n_tokens, dim, kernel)
+                                      : pack_bytes(query, n_tokens, dim, records.width(), kernel);
     double products = 0.0;
     for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.lines.size() * sizeof(Line));
     const double useful = std::max(1.0, products / min_products_a_thread);

@@ -2,7 +2,7 @@
 // cannot: 2 * 127 * 127 fits. So the query stays signed and its sign is moved to the document.
 #include "maxsim_tile.h"
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 
 #include <cstring>
@@ -40,11 +40,42 @@ struct Avx2 {
     }
 };
 
+struct Floats256 {
+    using Ints = __m256;
+    using Query = __m256;
+    static constexpr int lanes = 8, groups = 2, rows = 6, offset = 0;  // 12 sums, 2 of the query, 1 of the document
+
+    static M3EDGE_INLINE Ints zero() { return _mm256_setzero_ps(); }
+    static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return _mm256_loadu_ps(reinterpret_cast<const float*>(bytes)); }
+    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
+        float one;
+        std::memcpy(&one, bytes, sizeof one);
+        return _mm256_set1_ps(one);
+    }
+    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) { return _mm256_fmadd_ps(query, document, sum); }
+    static M3EDGE_INLINE int32_t row_sum(const int8_t*, size_t) { return 0; }
+    static M3EDGE_INLINE __m256 scaled(Ints sum, int32_t, float) { return sum; }
+    static M3EDGE_INLINE void raise(float* best, __m256 score) {
+        _mm256_storeu_ps(best, _mm256_max_ps(score, _mm256_loadu_ps(best)));
+    }
+};
+
+void widen_256(const uint8_t* halves, size_t n, float* out) {
+    size_t k = 0;
+    for (; k + 8 <= n; k += 8)
+        _mm256_storeu_ps(out + k, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + 2 * k))));
+    if (k < n) float_kernel_plain()->widen(halves + 2 * k, n - k, out + k);
+}
+
+constexpr FloatKernel floats = {kernel_of<Floats256>, widen_256};
+
 }  // namespace
 
 const TileKernel* tile_kernel_avx2() { return &kernel_of<Avx2>; }
+const FloatKernel* float_kernel_avx2() { return &floats; }
 
 }  // namespace m3edge
 #else
 const m3edge::TileKernel* m3edge::tile_kernel_avx2() { return nullptr; }
+const m3edge::FloatKernel* m3edge::float_kernel_avx2() { return nullptr; }
 #endif

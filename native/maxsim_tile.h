@@ -1,6 +1,7 @@
 // What maxsim.cpp and the instruction sets' files agree on. The query is packed so that one register holds the same
-// four dimensions of as many query tokens as it has lanes; a document's four bytes are broadcast against it. The
-// maximum over a document's tokens is then a maximum of registers, and nothing is ever summed across lanes.
+// four bytes of as many query tokens as it has lanes, which are four dimensions in 8 bits or one in float32; a
+// document's four bytes are broadcast against it. The maximum over a document's tokens is then a maximum of registers,
+// and nothing is ever summed across lanes.
 //
 // Included by files compiled for different instruction sets: no inline function of the standard library may be used
 // here, or the linker could keep the copy that only some processors can run.
@@ -14,7 +15,7 @@ namespace m3edge {
 constexpr int max_tile_rows = 12;
 
 struct Tile {
-    const int8_t* rows;     // document tokens, one byte a dimension
+    const int8_t* rows;     // document tokens: bytes, or the bytes of floats
     size_t stride;          // bytes from one row to the next
     int n_rows;             // at most TileKernel::rows
     const float* scales;    // of the rows
@@ -32,12 +33,22 @@ struct TileKernel {
     void (*run)(const Tile&);
 };
 
+// A tile product of floats, and what makes floats of half-precision numbers.
+struct FloatKernel {
+    TileKernel tile;
+    void (*widen)(const uint8_t* halves, size_t n, float* out);
+};
+
 // nullptr where the compiler could not build it.
 const TileKernel* tile_kernel_plain();
 const TileKernel* tile_kernel_avx2();
 const TileKernel* tile_kernel_avxvnni();
 const TileKernel* tile_kernel_avx512vnni();
 const TileKernel* tile_kernel_neon();
+const FloatKernel* float_kernel_plain();
+const FloatKernel* float_kernel_avx2();
+const FloatKernel* float_kernel_avx512vnni();
+const FloatKernel* float_kernel_neon();
 
 namespace {  // a copy for each file, compiled for its instruction set
 

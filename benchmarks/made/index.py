@@ -9,7 +9,7 @@ from m3edge.bench.report import table
 
 from .results import result
 
-BITS = {"int8": 8, "int4": 4, "binary": 1}
+BITS = {"int8": 8, "fp16": 16, "int4": 4, "binary": 1}
 
 
 def filters() -> str:
@@ -43,10 +43,10 @@ def hybrid() -> str:
 def codecs() -> str:
     rows = {row["what"]: row for row in result("maxsim")["rows"] if row["dim"] == 384 and row["threads"] == 2}
     lines = []
-    for codec in ("int8", "fp16", "int4", "binary"):
+    for codec, bits in BITS.items():
         row = rows[f"store {codec}"]
         name = "`int8`, the default" if codec == "int8" else f"`{codec}`"
-        sizes = [str(_bytes_a_token(codec, dim)) for dim in (384, 1024)]
+        sizes = [str(record_bytes(dim, bits)) for dim in (384, 1024)]
         error = np.format_float_positional(row["largest_error"], 1, fractional=False)
         lines.append([name, *sizes, error, f"{row['median_ms']:.1f}"])
     header = ["`token_codec`", "bytes a token, mini (384)", "BGE-M3 (1,024)"]
@@ -56,10 +56,6 @@ def codecs() -> str:
 def numpy_maxsim() -> str:
     (row,) = [row for row in result("maxsim")["rows"] if row["dim"] == 384 and row["what"] == "numpy fp32"]
     return f"{row['median_ms']:.1f} ms"
-
-
-def _bytes_a_token(codec: str, dim: int) -> int:
-    return 2 * dim if codec == "fp16" else record_bytes(dim, BITS[codec])
 
 
 def token_store() -> str:

@@ -1,6 +1,6 @@
 """The token file: every document's token vectors, one after another, in a codec, append-only, mapped and not read.
 
-A row of the file is one token: a float16 vector, or a record as `m3edge._kernels_numpy.pack_records` lays it out.
+A row of the file is one token: a record as `m3edge._kernels_numpy.pack_records` lays it out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.errors import FormatError
 from m3edge.files import flush_to_disk, naming
 from m3edge.kernels import maxsim_records
-from m3edge.scoring import maxsim
 
 # Each codec's file, and the bits of a number in it. "binary" keeps signs and one size a token, and is scored as such;
 # "none" keeps nothing: documents have no rows, and there is no file.
@@ -56,9 +55,7 @@ class TokenStore:
 
     @property
     def bytes_per_token(self) -> int:
-        if self._bits == 0:
-            return 0
-        return self._dim * 2 if self._bits == 16 else record_bytes(self._dim, self._bits)
+        return record_bytes(self._dim, self._bits) if self._bits else 0
 
     def write(self, start: int, vectors: np.ndarray) -> np.ndarray:
         """Put vectors, float32 [n, dim], at row `start`, over whatever an interrupted job left there.
@@ -67,10 +64,7 @@ class TokenStore:
         """
         if self._bits == 0:
             return np.empty((0, 0), np.uint8)
-        if self._bits == 16:
-            rows = np.ascontiguousarray(vectors, "<f2").view(np.uint8).reshape(-1, self.bytes_per_token)
-        else:
-            rows = pack_records(vectors, self._bits)
+        rows = pack_records(vectors, self._bits)
         self.write_rows(start, rows)
         return rows
 
@@ -130,8 +124,6 @@ class TokenStore:
 
         starts, counts: int64 [n]; returns float32 [n]
         """
-        if self._bits == 16:
-            return maxsim(query, self.read(starts, counts))
         query = np.ascontiguousarray(query, np.float32)
         starts, counts = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(counts, np.int64)
         return maxsim_records(query, np.asarray(self._map), self._bits, starts, counts, n_threads)
@@ -141,15 +133,10 @@ class TokenStore:
         offsets = offsets_of(counts)
         vectors = np.empty((int(offsets[-1]), self._dim), np.float32)
         for i, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
-            vectors[offsets[i] : offsets[i + 1]] = self._decoded(self._map[start : start + count])
+            codes, scales = unpack_records(self._map[start : start + count], self._bits, self._dim)
+            np.multiply(codes, scales[:, None], out=vectors[offsets[i] : offsets[i + 1]])
         return TokenRows(vectors, offsets)
 
     def close(self) -> None:
         """Let go of the file."""
         self._map = np.empty((0, self.bytes_per_token), np.uint8)
-
-    def _decoded(self, rows: np.ndarray) -> np.ndarray:
-        if self._bits == 16:
-            return np.ascontiguousarray(rows).view("<f2")
-        codes, scales = unpack_records(rows, self._bits, self._dim)
-        return codes * scales[:, None]

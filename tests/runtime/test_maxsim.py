@@ -11,7 +11,7 @@ from m3edge import _kernels_numpy as twin
 from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.scoring import maxsim
 
-BITS = [8, 4, 1]
+BITS = [16, 8, 4, 1]
 
 
 def textbook(query, vectors, starts, counts):
@@ -27,6 +27,14 @@ def stored(vectors, bits):
     """The values that the records of these vectors stand for."""
     codes, scales = twin.unpack_records(twin.pack_records(vectors, bits), bits, vectors.shape[1])
     return codes.astype(np.float64) * scales[:, None]
+
+
+def as_multiplied(query, bits):
+    """The values that the kernel multiplies for a query: those of its 8-bit codes, or its own."""
+    if bits == 16:
+        return query.astype(np.float64)
+    codes, scales = twin.quantize_rows(query, 127)
+    return codes * scales[:, None].astype(np.float64)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,29 +54,30 @@ def test_maxsim_over_records_equals_the_textbook(kernels, counts, n_query, dim, 
         query[::2], vectors[::2] = 0, 0
     order = rng.integers(0, max(1, len(counts)), 2 * len(counts))  # in any order, some twice
     starts, counts = offsets_of(counts)[:-1][order], np.array(counts, np.int64)[order]
-    codes, scales = twin.quantize_rows(query, 127)
-    expected = textbook(codes * scales[:, None].astype(np.float64), stored(vectors, bits), starts, counts)
+    expected = textbook(as_multiplied(query, bits), stored(vectors, bits), starts, counts)
     got = kernels.maxsim_records(query, twin.pack_records(vectors, bits), bits, starts, counts, 3)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_implementation_gives_the_same_numbers(kernels, rng):
+@pytest.mark.parametrize("bits", [16, 8])
+def test_every_implementation_gives_the_same_numbers(kernels, rng, bits):
     query = rng.standard_normal((33, 384)).astype(np.float32)
-    records = twin.pack_records(rng.standard_normal((500, 384)).astype(np.float32), 8)
+    records = twin.pack_records(rng.standard_normal((500, 384)).astype(np.float32), bits)
     starts, counts = np.arange(0, 500, 50), np.full(10, 50)
-    expected = twin.maxsim_records(query, records, 8, starts, counts, 1)
-    np.testing.assert_allclose(kernels.maxsim_records(query, records, 8, starts, counts, 1), expected, rtol=1e-6)
+    expected = twin.maxsim_records(query, records, bits, starts, counts, 1)
+    np.testing.assert_allclose(kernels.maxsim_records(query, records, bits, starts, counts, 1), expected, rtol=1e-6)
 
 
-def test_large_work_on_several_threads_gives_what_one_thread_gives(kernels, rng):
+@pytest.mark.parametrize("bits", [16, 8])
+def test_large_work_on_several_threads_gives_what_one_thread_gives(kernels, rng, bits):
     query = rng.standard_normal((32, 256)).astype(np.float32)
-    records = twin.pack_records(rng.standard_normal((6000, 256)).astype(np.float32), 8)
+    records = twin.pack_records(rng.standard_normal((6000, 256)).astype(np.float32), bits)
     starts, counts = np.arange(0, 6000, 40), np.full(150, 40)
-    one = kernels.maxsim_records(query, records, 8, starts, counts, 1)
+    one = kernels.maxsim_records(query, records, bits, starts, counts, 1)
     results = []
     callers = [
-        threading.Thread(target=lambda: results.append(kernels.maxsim_records(query, records, 8, starts, counts, 4)))
+        threading.Thread(target=lambda: results.append(kernels.maxsim_records(query, records, bits, starts, counts, 4)))
         for _ in range(4)
     ]
     for caller in callers:
@@ -78,7 +87,9 @@ def test_large_work_on_several_threads_gives_what_one_thread_gives(kernels, rng)
     assert [result.tolist() for result in results] == [one.tolist()] * 4
 
 
-@pytest.mark.parametrize(("dim", "bits", "error"), [(384, 8, 0.003), (1024, 8, 0.002), (384, 4, 0.04), (384, 1, 0.3)])
+@pytest.mark.parametrize(
+    ("dim", "bits", "error"), [(384, 16, 2e-5), (384, 8, 0.003), (1024, 8, 0.002), (384, 4, 0.04), (384, 1, 0.3)]
+)
 def test_quantized_scores_are_near_those_of_the_vectors(kernels, rng, dim, bits, error):
     unit = rng.standard_normal((320, dim)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -101,6 +112,16 @@ def test_rows_too_small_to_scale_count_as_zero(kernels):
     tiny = np.full((2, 8), 1e-39, np.float32)
     records = twin.pack_records(tiny, 8)
     assert kernels.maxsim_records(tiny, records, 8, np.array([0]), np.array([2]), 1).tolist() == [0]
+
+
+@pytest.mark.parametrize("column", [0, 32])  # inside a register, and in what remains behind the last whole one
+def test_every_half_precision_number_is_read_as_it_is(kernels, column):
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]  # from the smallest subnormal to the largest
+    records = np.repeat(halves[:, None], 33, axis=1).view(np.uint8)
+    starts, counts = np.arange(len(halves)), np.ones(len(halves), np.int64)
+    got = kernels.maxsim_records(np.eye(1, 33, column, np.float32), records, 16, starts, counts, 1)
+    np.testing.assert_array_equal(got, halves.astype(np.float32))
 
 
 def test_a_read_only_mapped_file_is_scored_as_it_lies(kernels, rng, tmp_path):
@@ -126,7 +147,7 @@ RECORDS = twin.pack_records(np.ones((4, 8), np.float32), 8)
         ({"records": RECORDS.view(np.int8)}, TypeError, "records"),
         ({"starts": np.array([0], np.int32)}, TypeError, "starts"),
         ({"records": RECORDS[:, :8].copy()}, ValueError, "records must be 12 bytes wide for 8 dimensions in 8 bits"),
-        ({"bits": 2}, ValueError, "bits must be 8, 4 or 1, got 2"),
+        ({"bits": 2}, ValueError, "bits must be 16, 8, 4 or 1, got 2"),
         ({"counts": np.array([1, 1])}, ValueError, "starts and counts must be of one length, got 1 and 2"),
         ({"starts": np.array([-1])}, ValueError, "must lie within the 4 records, got start -1, count 4"),
         ({"starts": np.array([1])}, ValueError, "must lie within the 4 records, got start 1, count 4"),
