@@ -81,8 +81,8 @@ def pack_records(vectors: np.ndarray, bits: int) -> np.ndarray:
     """Vectors, float32 [n, dim], as records, uint8 [n, record_bytes], quantized each with a scale of its own.
 
     With 16 bits a record is the vector in half precision, little-endian. With fewer it is the scale, float32,
-    little-endian, then the codes. With w bytes of codes and p = 8 / bits codes a byte, bits i * bits … of byte j hold the
-    code of dimension i * w + j; dimensions behind the last are 0.
+    little-endian, then the codes. With w bytes of codes and p = 8 / bits codes a byte, bits i * bits … of byte j hold
+    the code of dimension i * w + j; dimensions behind the last are 0.
     8 bits: the code itself, -127 … 127, and value = code * scale; 4 bits: the code, -7 … 7, plus 8;
     1 bit: 1 for a value that is at least 0, else 0, and value = ±scale, scale = mean of the absolute values
     """
