@@ -75,6 +75,19 @@ def test_after_a_batch_no_thread_keeps_the_cpu(mini_fp32):
     assert time.process_time() - before < 0.03, "a thread that waits for up to half a second is still spinning"
 
 
+@pytest.mark.parametrize(("provider", "fused"), [("cpu", False), ("cuda", True)])
+def test_the_bias_goes_into_gelu_only_where_that_is_faster(tmp_path, provider, fused):
+    onnx = pytest.importorskip("onnx", reason="makes a graph")
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N, 4] x) => (float[N, 4] y) <float[4] bias = {1, 2, 3, 4}> { sum = Add(x, bias) y = Gelu(sum) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "gelu.onnx")
+    options = session_options(onnxruntime, 1, provider)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "gelu.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operators == (["BiasGelu"] if fused else ["Add", "Gelu"])
+
+
 def test_at_least_one_cpu_is_available():
     assert available_cpus() >= 1
 
