@@ -99,8 +99,13 @@ void unpack_codes(const uint8_t* codes, size_t n_bytes, int bits, int8_t* out) {
         for (size_t j = 0; j < n_bytes; ++j) out[j] = int8_t((codes[j] & 15) - 8);
         for (size_t j = 0; j < n_bytes; ++j) out[n_bytes + j] = int8_t((codes[j] >> 4) - 8);
     } else {
-        for (int plane = 0; plane < 8; ++plane)
-            for (size_t j = 0; j < n_bytes; ++j) out[plane * n_bytes + j] = int8_t((codes[j] >> plane & 1) * 2 - 1);
+        for (int plane = 0; plane < 8; ++plane) {
+            const uint8_t mask = uint8_t(1 << plane);
+            for (size_t j = 0; j < n_bytes; ++j) {
+                const uint8_t bit = codes[j] & mask;  // compared as a byte: no vector of bytes can be shifted
+                out[plane * n_bytes + j] = bit == mask ? 1 : -1;
+            }
+        }
     }
 }
 
