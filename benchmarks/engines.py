@@ -3,7 +3,8 @@
     python benchmarks/engines.py models/mini-fp32 models/mini-int8
 
 Each round runs every engine once, in turn, so that a noisy machine disturbs all alike; medians are reported, and beside
-each speed how near the engine's vectors are to fp32's, on the texts of fidelity.py.
+each speed how near the engine's vectors are to fp32's, on the texts of fidelity.py. Starts are those of fresh
+processes, beside OpenVINO's own: called directly on the static graph, with its own cache, nothing tokenized or checked.
 Writes benchmarks/results/engines-MODEL.json.
 """
 
@@ -26,7 +27,7 @@ from machine import RESULTS, describe_machine
 
 from m3edge import Encoder
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT, read_model_folder
+from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, STATIC_GRAPH, TOKENS_OUTPUT, read_model_folder
 from m3edge.session import Session, available_cpus, open_session
 
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x16": (1, 16)}
@@ -40,6 +41,16 @@ start = time.perf_counter()
 from m3edge import Encoder
 encoder = Encoder.load(sys.argv[1], sys.argv[2], verify=False, cache=sys.argv[3] or None)
 encoder.encode_queries("one short query")
+print(time.perf_counter() - start)
+"""
+_DIRECT_START = """
+import sys, time
+start = time.perf_counter()
+import numpy, openvino
+core = openvino.Core()
+core.set_property({"CACHE_DIR": sys.argv[2]})
+ids = numpy.full((1, 8), 5)
+core.compile_model(sys.argv[1], "CPU")({"input_ids": ids, "attention_mask": numpy.ones_like(ids)})
 print(time.perf_counter() - start)
 """
 
@@ -105,14 +116,19 @@ def measure(sessions: dict[str, Session], batch: int, length: int, rounds: int) 
 
 def measure_start(folder: Path) -> dict[str, float]:
     """Median seconds from before the import to the first vector: each engine, OpenVINO also with a warm cache."""
-    with tempfile.TemporaryDirectory() as cache:
-        cases = {"onnxruntime": ("cpu", ""), "openvino": ("openvino", ""), "openvino, cached": ("openvino", cache)}
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as its_own:
+        cases = {
+            "onnxruntime": (_START, folder, "cpu", ""),
+            "openvino": (_START, folder, "openvino", ""),
+            "openvino, cached": (_START, folder, "openvino", cache),
+            "openvino directly, cached": (_DIRECT_START, folder / STATIC_GRAPH, its_own),
+        }
         times: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(STARTS + 1):
             for name, arguments in cases.items():
-                command = [sys.executable, "-c", _START, str(folder), *arguments]
+                command = [sys.executable, "-c", *map(str, arguments)]
                 seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-                if number:  # the first one fills the cache
+                if number:  # the first one fills the caches
                     times[name].append(seconds)
     return {name: round(statistics.median(values), 3) for name, values in times.items()}
 

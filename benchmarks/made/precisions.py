@@ -69,6 +69,8 @@ def engines() -> str:
             for shape in shapes
         ]
         lines.append([name, *cells, f"{report['start_seconds'][start[name]]:.2f}" if name in start else ""])
+    directly = report["start_seconds"]["openvino directly, cached"]
+    lines.append(["openvino static int8, called directly", *[""] * len(shapes), f"{directly:.2f}"])
     return table(["engine", *(f"{shape} tokens, ms (× fp32)" for shape in shapes), "first vector after, s"], lines)
 
 
