@@ -107,22 +107,26 @@ class Scan {
   public:
     Scan(const QueryCodes& query, const DenseCodes& rows, DotKernel kernel) : query_(query), rows_(rows), kernel_(kernel) {}
 
+    // Rows are asked for when they are found and scored when `waiting_rows` others have been: a mask skips rows, and several
+    // are read side by side, both of which the processor's own prefetching does not follow.
     void run(size_t first, size_t last, const bool* allowed, Sieve& sieve) {
-        size_t group[dot_rows], n = 0;
+        size_t waiting[waiting_rows], found = 0, scored = 0;
         for (size_t i = first; i < last; ++i) {
             if (!allowed[i]) continue;
-            // A mask skips rows, which the processor's own prefetching cannot follow.
-            prefetch(rows_.codes + i * rows_.dim);
-            group[n++] = i;
-            if (n == dot_rows) {
-                score(group, n, sieve);
-                n = 0;
-            }
+            for (size_t byte = 0; byte < rows_.dim; byte += cache_line) prefetch(rows_.codes + i * rows_.dim + byte);
+            waiting[found++ % waiting_rows] = i;
+            if (found - scored < waiting_rows) continue;
+            score(waiting + scored % waiting_rows, dot_rows, sieve);
+            scored += dot_rows;
         }
-        if (n) score(group, n, sieve);
+        for (; scored < found; scored += dot_rows)
+            score(waiting + scored % waiting_rows, std::min(dot_rows, found - scored), sieve);
     }
 
   private:
+    static constexpr size_t waiting_rows = 16, cache_line = 64;
+    static_assert(waiting_rows % dot_rows == 0, "a group must not go round the end");
+
     void score(const size_t* group, size_t n, Sieve& sieve) {
         const int8_t* pointers[dot_rows];
         int32_t dots[dot_rows];

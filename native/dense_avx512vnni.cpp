@@ -26,7 +26,15 @@ void dots_avx512vnni(const int8_t* const rows[dot_rows], const int16_t* query, s
             sums[r] = _mm512_dpwssd_epi32(sums[r], _mm512_cvtepi8_epi16(codes), q);
         }
     }
-    for (size_t r = 0; r < dot_rows; ++r) dots[r] = _mm512_reduce_add_epi32(sums[r]);
+    // All four sums across lanes at once: by halves, then neighbours of two rows in turn.
+    static_assert(dot_rows == 4, "as many as the result has lanes");
+    __m256i halves[dot_rows];
+    for (size_t r = 0; r < dot_rows; ++r)
+        halves[r] = _mm256_add_epi32(_mm512_castsi512_si256(sums[r]), _mm512_extracti64x4_epi64(sums[r], 1));
+    const __m256i pairs =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(halves[0], halves[1]), _mm256_hadd_epi32(halves[2], halves[3]));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dots),
+                     _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
 }
 
 }  // namespace
