@@ -156,6 +156,7 @@ class Encoder:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         blocks = []
+        done = 0
         with progress_bar(len(texts), "text", "encoding", progress) as bar:
             for start in range(0, max(1, len(texts)), _BLOCK_TEXTS):
                 block = self.tokenizer.tokenize(
@@ -167,11 +168,12 @@ class Encoder:
                 rows = _BlockRows(self.info, heads, block)
                 for batch in plan_batches([len(text.ids) for text in block], batch_tokens):
                     if cancel is not None and cancel.is_set():
-                        raise CancelledError(f"encoding was cancelled after {bar.n} of {len(texts)} texts")
+                        raise CancelledError(f"encoding was cancelled after {done} of {len(texts)} texts")
                     members = [block[i] for i in batch]
                     outputs = self.session.run(*_padded(members, self.info.pad_id), [HEADS[head] for head in heads])
                     for row, i in enumerate(batch):
                         rows.put(i, {h: out[row] for h, out in zip(heads, outputs, strict=True)})
+                    done += len(batch)
                     bar.update(len(batch))
                 blocks.append(rows.embeddings())
         return concatenate(blocks)

@@ -49,6 +49,7 @@ class Tokenizer:
         self._path = path
         self._lock = threading.Lock()
         self._parsed: Any = None
+        self._prefixes: dict[str, np.ndarray] = {}  # their ids; a model has two or three
         self._mapped = _Mapped(vocabulary) if vocabulary is not None and Unigram is not None else None
         if self._mapped is None:
             self._whole()
@@ -61,7 +62,7 @@ class Tokenizer:
         mcls_interval: put a further `<s>` before every so many tokens; they count towards max_length
         A lone surrogate, which no UTF-8 text can hold, counts as U+FFFD.
         """
-        prefix_ids = self._ids([prefix])[0][1:-1] if prefix else np.empty(0, np.int64)
+        prefix_ids = self._prefix_ids(prefix)
         result = []
         for ids in self._ids([prefix + text for text in texts]):
             further_cls = _further_cls(len(ids), mcls_interval, max_length)
@@ -72,7 +73,8 @@ class Tokenizer:
             n_prefix = min(len(prefix_ids), len(ids) - 2)
             if not np.array_equal(ids[1 : 1 + n_prefix], prefix_ids[:n_prefix]):
                 n_prefix = 0  # the prefix's end grew together with the text: no token is only the prefix's
-            ids = np.insert(ids, further_cls - np.arange(len(further_cls)), ids[0])
+            if len(further_cls):
+                ids = np.insert(ids, further_cls - np.arange(len(further_cls)), ids[0])
             result.append(TokenizedText(ids, n_prefix, truncated, further_cls))
         return result
 
@@ -84,6 +86,11 @@ class Tokenizer:
         """Where each token of a text lies in it: int64 [n, 2], start and end in characters, no special tokens."""
         encoding = self._whole().encode(_encodable(text), add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+    def _prefix_ids(self, prefix: str) -> np.ndarray:
+        if prefix not in self._prefixes:
+            self._prefixes[prefix] = self._ids([prefix])[0][1:-1]
+        return self._prefixes[prefix]
 
     def _ids(self, texts: list[str]) -> list[np.ndarray]:
         texts = [_encodable(text) for text in texts]

@@ -149,6 +149,18 @@ def test_a_set_event_cancels(encoder):
         encoder.encode(["a", "b"], cancel=cancel)
 
 
+def test_cancelling_between_two_batches_says_how_many_texts_were_done(encoder, monkeypatch):
+    cancel, run = threading.Event(), encoder.session.run
+
+    def run_and_cancel(*batch):
+        cancel.set()
+        return run(*batch)
+
+    monkeypatch.setattr(encoder.session, "run", run_and_cancel)
+    with pytest.raises(CancelledError, match="after 1 of 2 texts"):
+        encoder.encode(["a", "b"], batch_tokens=1, cancel=cancel)
+
+
 def test_several_threads_get_what_one_gets(encoder, together):
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: encoder.encode_passages(TEXTS), range(8)):
