@@ -23,15 +23,9 @@ void dots_plain(const int8_t* const rows[dot_rows], const int16_t* query, size_t
 }
 
 DotKernel dot_kernel() {
-    DotKernel kernel = nullptr;
-    switch (instruction_set()) {
-        case InstructionSet::avx512vnni: kernel = dot_kernel_avx512vnni(); break;
-        case InstructionSet::avxvnni:
-        case InstructionSet::avx2: kernel = dot_kernel_avx2(); break;
-        case InstructionSet::neon: kernel = dot_kernel_neon(); break;
-        case InstructionSet::plain: break;
-    }
-    return kernel != nullptr ? kernel : &dots_plain;
+    return Kernels<DotKernel>{&dots_plain, dot_kernel_avx2(), dot_kernel_avx2(), dot_kernel_avx512vnni(),
+                              dot_kernel_neon()}
+        .in_use();
 }
 
 struct QueryCodes {

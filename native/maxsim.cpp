@@ -15,27 +15,15 @@ namespace m3edge {
 namespace {
 
 const TileKernel& tile_kernel() {
-    const TileKernel* kernel = nullptr;
-    switch (instruction_set()) {
-        case InstructionSet::avx512vnni: kernel = tile_kernel_avx512vnni(); break;
-        case InstructionSet::avxvnni: kernel = tile_kernel_avxvnni(); break;
-        case InstructionSet::avx2: kernel = tile_kernel_avx2(); break;
-        case InstructionSet::neon: kernel = tile_kernel_neon(); break;
-        case InstructionSet::plain: break;
-    }
-    return kernel != nullptr ? *kernel : *tile_kernel_plain();
+    return *Kernels<const TileKernel*>{tile_kernel_plain(), tile_kernel_avx2(), tile_kernel_avxvnni(),
+                                       tile_kernel_avx512vnni(), tile_kernel_neon()}
+                .in_use();
 }
 
 const FloatKernel& float_kernel() {
-    const FloatKernel* kernel = nullptr;
-    switch (instruction_set()) {
-        case InstructionSet::avx512vnni: kernel = float_kernel_avx512vnni(); break;
-        case InstructionSet::avxvnni:
-        case InstructionSet::avx2: kernel = float_kernel_avx2(); break;
-        case InstructionSet::neon: kernel = float_kernel_neon(); break;
-        case InstructionSet::plain: break;
-    }
-    return kernel != nullptr ? *kernel : *float_kernel_plain();
+    return *Kernels<const FloatKernel*>{float_kernel_plain(), float_kernel_avx2(), float_kernel_avx2(),
+                                        float_kernel_avx512vnni(), float_kernel_neon()}
+                .in_use();
 }
 
 struct alignas(64) Line {
@@ -112,7 +100,8 @@ void unpack_codes(const uint8_t* codes, size_t n_bytes, int bits, int8_t* out) {
 class DocumentScorer {
   public:
     DocumentScorer(const PackedQuery& query, const Records& records, const TileKernel& kernel)
-        : query_(query), records_(records), kernel_(kernel), best_(query.n_blocks * kernel.block_lanes) {
+        : query_(query), records_(records), kernel_(kernel), widen_(float_kernel().widen),
+          best_(query.n_blocks * kernel.block_lanes) {
         if (records.bits != 8) unpacked_.resize(kernel.rows * row_bytes() / sizeof(Line) + 1);
     }
 
@@ -164,7 +153,7 @@ class DocumentScorer {
 
     void unpack(const uint8_t* codes, int8_t* out) const {
         if (records_.bits == 16)
-            float_kernel().widen(codes, records_.width(), reinterpret_cast<float*>(out));
+            widen_(codes, records_.width(), reinterpret_cast<float*>(out));
         else
             unpack_codes(codes, records_.code_bytes(), records_.bits, out);
     }
@@ -172,6 +161,7 @@ class DocumentScorer {
     const PackedQuery& query_;
     const Records& records_;
     const TileKernel& kernel_;
+    decltype(FloatKernel::widen) widen_;
     std::vector<float> best_;
     std::vector<Line> unpacked_;
 };

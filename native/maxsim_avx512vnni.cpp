@@ -10,18 +10,18 @@ namespace m3edge {
 namespace {
 
 struct Vnni512 {
-    using Ints = __m512i;
+    using Register = __m512i;
     using Query = __m512i;
     static constexpr int lanes = 16, groups = 2, rows = 12, offset = 128;  // 24 sums, 2 of the query, 1 of the document
 
-    static M3EDGE_INLINE Ints zero() { return _mm512_setzero_si512(); }
+    static M3EDGE_INLINE Register zero() { return _mm512_setzero_si512(); }
     static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
-    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Register broadcast(const int8_t* bytes) {
         int32_t four;
         std::memcpy(&four, bytes, 4);
         return _mm512_set1_epi32(four);
     }
-    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) { return _mm512_dpbusd_epi32(sum, query, document); }
+    static M3EDGE_INLINE Register add_dot(Register sum, Query query, Register document) { return _mm512_dpbusd_epi32(sum, query, document); }
     static M3EDGE_INLINE int32_t row_sum(const int8_t* row, size_t width) {
         const __m512i ones = _mm512_set1_epi8(1);
         __m512i sum = _mm512_setzero_si512();
@@ -33,8 +33,8 @@ struct Vnni512 {
         }
         return _mm512_reduce_add_epi32(sum);
     }
-    static M3EDGE_INLINE __m512 scaled(Ints sum, int32_t correction, float scale) {
-        const Ints dot = _mm512_sub_epi32(sum, _mm512_set1_epi32(correction));
+    static M3EDGE_INLINE __m512 scaled(Register sum, int32_t correction, float scale) {
+        const Register dot = _mm512_sub_epi32(sum, _mm512_set1_epi32(correction));
         return _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(scale));
     }
     static M3EDGE_INLINE void raise(float* best, __m512 score) {
@@ -43,38 +43,31 @@ struct Vnni512 {
 };
 
 struct Floats512 {
-    using Ints = __m512;
+    using Register = __m512;
     using Query = __m512;
     static constexpr int lanes = 16, groups = 2, rows = 12, offset = 0;  // 24 sums, 2 of the query, 1 of the document
 
-    static M3EDGE_INLINE Ints zero() { return _mm512_setzero_ps(); }
+    static M3EDGE_INLINE Register zero() { return _mm512_setzero_ps(); }
     static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return _mm512_loadu_ps(reinterpret_cast<const float*>(bytes)); }
-    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Register broadcast(const int8_t* bytes) {
         float one;
         std::memcpy(&one, bytes, sizeof one);
         return _mm512_set1_ps(one);
     }
-    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) { return _mm512_fmadd_ps(query, document, sum); }
-    static M3EDGE_INLINE int32_t row_sum(const int8_t*, size_t) { return 0; }
-    static M3EDGE_INLINE __m512 scaled(Ints sum, int32_t, float) { return sum; }
+    static M3EDGE_INLINE Register add_dot(Register sum, Query query, Register document) { return _mm512_fmadd_ps(query, document, sum); }
+    static M3EDGE_INLINE __m512 scaled(Register sum, int32_t, float) { return sum; }
     static M3EDGE_INLINE void raise(float* best, __m512 score) {
         _mm512_storeu_ps(best, _mm512_max_ps(score, _mm512_loadu_ps(best)));
     }
+    static M3EDGE_INLINE void widen(const uint8_t* halves, float* out) {
+        _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves))));
+    }
 };
-
-void widen_512(const uint8_t* halves, size_t n, float* out) {
-    size_t k = 0;
-    for (; k + 16 <= n; k += 16)
-        _mm512_storeu_ps(out + k, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves + 2 * k))));
-    if (k < n) float_kernel_plain()->widen(halves + 2 * k, n - k, out + k);
-}
-
-constexpr FloatKernel floats = {kernel_of<Floats512>, widen_512};
 
 }  // namespace
 
 const TileKernel* tile_kernel_avx512vnni() { return &kernel_of<Vnni512>; }
-const FloatKernel* float_kernel_avx512vnni() { return &floats; }
+const FloatKernel* float_kernel_avx512vnni() { return &float_kernel_of<Floats512>; }
 
 }  // namespace m3edge
 #else

@@ -10,59 +10,50 @@ namespace m3edge {
 namespace {
 
 struct Neon {
-    using Ints = int32x4_t;
+    using Register = int32x4_t;
     using Query = int8x16_t;
     static constexpr int lanes = 4, groups = 4, rows = 4, offset = 0;  // 16 sums, 4 of the query, 1 of the document
 
-    static M3EDGE_INLINE Ints zero() { return vdupq_n_s32(0); }
+    static M3EDGE_INLINE Register zero() { return vdupq_n_s32(0); }
     static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return vld1q_s8(reinterpret_cast<const int8_t*>(bytes)); }
-    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Register broadcast(const int8_t* bytes) {
         int32_t four;
         std::memcpy(&four, bytes, 4);
         return vdupq_n_s32(four);
     }
-    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) {
+    static M3EDGE_INLINE Register add_dot(Register sum, Query query, Register document) {
         return vdotq_s32(sum, query, vreinterpretq_s8_s32(document));
     }
-    static M3EDGE_INLINE int32_t row_sum(const int8_t*, size_t) { return 0; }
-    static M3EDGE_INLINE float32x4_t scaled(Ints sum, int32_t, float scale) { return vmulq_n_f32(vcvtq_f32_s32(sum), scale); }
+    static M3EDGE_INLINE float32x4_t scaled(Register sum, int32_t, float scale) { return vmulq_n_f32(vcvtq_f32_s32(sum), scale); }
     static M3EDGE_INLINE void raise(float* best, float32x4_t score) { vst1q_f32(best, vmaxq_f32(score, vld1q_f32(best))); }
 };
 
 struct NeonFloats {
-    using Ints = float32x4_t;
+    using Register = float32x4_t;
     using Query = float32x4_t;
     static constexpr int lanes = 4, groups = 4, rows = 5, offset = 0;  // 20 sums, 4 of the query, 1 of the document
 
-    static M3EDGE_INLINE Ints zero() { return vdupq_n_f32(0); }
+    static M3EDGE_INLINE Register zero() { return vdupq_n_f32(0); }
     static M3EDGE_INLINE Query load_query(const uint8_t* bytes) { return vld1q_f32(reinterpret_cast<const float*>(bytes)); }
-    static M3EDGE_INLINE Ints broadcast(const int8_t* bytes) {
+    static M3EDGE_INLINE Register broadcast(const int8_t* bytes) {
         float one;
         std::memcpy(&one, bytes, sizeof one);
         return vdupq_n_f32(one);
     }
-    static M3EDGE_INLINE Ints add_dot(Ints sum, Query query, Ints document) { return vfmaq_f32(sum, query, document); }
-    static M3EDGE_INLINE int32_t row_sum(const int8_t*, size_t) { return 0; }
-    static M3EDGE_INLINE float32x4_t scaled(Ints sum, int32_t, float) { return sum; }
+    static M3EDGE_INLINE Register add_dot(Register sum, Query query, Register document) { return vfmaq_f32(sum, query, document); }
+    static M3EDGE_INLINE float32x4_t scaled(Register sum, int32_t, float) { return sum; }
     static M3EDGE_INLINE void raise(float* best, float32x4_t score) { vst1q_f32(best, vmaxq_f32(score, vld1q_f32(best))); }
-};
-
-void widen_neon(const uint8_t* halves, size_t n, float* out) {
-    size_t k = 0;
-    for (; k + 4 <= n; k += 4) {
+    static M3EDGE_INLINE void widen(const uint8_t* halves, float* out) {
         uint16x4_t four;
-        std::memcpy(&four, halves + 2 * k, sizeof four);
-        vst1q_f32(out + k, vcvt_f32_f16(vreinterpret_f16_u16(four)));
+        std::memcpy(&four, halves, sizeof four);
+        vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(four)));
     }
-    if (k < n) float_kernel_plain()->widen(halves + 2 * k, n - k, out + k);
-}
-
-constexpr FloatKernel floats = {kernel_of<NeonFloats>, widen_neon};
+};
 
 }  // namespace
 
 const TileKernel* tile_kernel_neon() { return &kernel_of<Neon>; }
-const FloatKernel* float_kernel_neon() { return &floats; }
+const FloatKernel* float_kernel_neon() { return &float_kernel_of<NeonFloats>; }
 
 }  // namespace m3edge
 #else

@@ -89,9 +89,9 @@ struct Query<V, 0> {
 template <class V, int N>
 struct Sums {
     Sums<V, N - 1> others;
-    typename V::Ints last = V::zero();
+    typename V::Register last = V::zero();
 
-    M3EDGE_INLINE void add(const Query<V, N>& query, typename V::Ints document) {
+    M3EDGE_INLINE void add(const Query<V, N>& query, typename V::Register document) {
         others.add(query.others, document);
         last = V::add_dot(last, query.last, document);
     }
@@ -102,7 +102,7 @@ struct Sums {
 };
 template <class V>
 struct Sums<V, 0> {
-    M3EDGE_INLINE void add(const Query<V, 0>&, typename V::Ints) {}
+    M3EDGE_INLINE void add(const Query<V, 0>&, typename V::Register) {}
     M3EDGE_INLINE void raise(float*, int32_t, float) const {}
 };
 
@@ -118,8 +118,10 @@ struct Rows {
     }
     M3EDGE_INLINE void raise(float* best, const Tile& tile) const {
         others.raise(best, tile);
-        const int32_t sum = V::offset == 0 ? 0 : V::row_sum(tile.rows + (R - 1) * tile.stride, tile.width);
-        last.raise(best, V::offset * sum, tile.scales[R - 1]);
+        int32_t correction = 0;
+        if constexpr (V::offset != 0)
+            correction = V::offset * V::row_sum(tile.rows + (R - 1) * tile.stride, tile.width);
+        last.raise(best, correction, tile.scales[R - 1]);
     }
 };
 template <class V>
@@ -128,7 +130,8 @@ struct Rows<V, 0> {
     M3EDGE_INLINE void raise(float*, const Tile&) const {}
 };
 
-// V: Ints, Query; lanes, groups, rows, offset; zero, load_query, broadcast, add_dot, row_sum, scaled, raise
+// V: Register, Query; lanes, groups, rows, offset; zero, load_query, broadcast, add_dot, scaled, raise; row_sum with an
+// offset, widen for floats
 template <class V, int R>
 inline void multiply_tile(const Tile& tile, const uint8_t* query, float* best) {
     Rows<V, R> sums;
@@ -161,6 +164,16 @@ void run_tile(const Tile& tile) {
 
 template <class V>
 constexpr TileKernel kernel_of = {V::rows, V::groups * V::lanes, V::offset, run_tile<V>};
+
+template <class V>
+void widen(const uint8_t* halves, size_t n, float* out) {
+    size_t k = 0;
+    for (; k + V::lanes <= n; k += V::lanes) V::widen(halves + 2 * k, out + k);
+    if (k < n) float_kernel_plain()->widen(halves + 2 * k, n - k, out + k);
+}
+
+template <class V>
+constexpr FloatKernel float_kernel_of = {kernel_of<V>, widen<V>};
 
 }  // namespace
 }  // namespace m3edge

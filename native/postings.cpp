@@ -178,14 +178,7 @@ size_t collect_plain(const int32_t* sums, const bool* allowed, size_t n, int32_t
 }
 
 Collect collect_function() {
-    Collect best = nullptr;
-    switch (instruction_set()) {
-        case InstructionSet::avx512vnni: best = collect_avx512(); break;
-        case InstructionSet::avxvnni:
-        case InstructionSet::avx2: best = collect_avx2(); break;
-        default: break;
-    }
-    return best ? best : &collect_plain;
+    return Kernels<Collect>{&collect_plain, collect_avx2(), collect_avx2(), collect_avx512(), nullptr}.in_use();
 }
 
 template <class Parts>
@@ -219,7 +212,8 @@ class Search {
         const auto take = [&](const Window& window) {
             if (window.bound > best.floor()) search(window, best);
             documents += window.stop - window.start;
-            const bool is_power = (++searched & (searched - 1)) == 0;
+            ++searched;
+            const bool is_power = (searched & (searched - 1)) == 0;
             if (may_expect && is_power) best.expect(double(documents) / double(n_documents_));
         };
         for (size_t i = 0; i < windows_.size(); i += sample_stride) take(windows_[i]);
