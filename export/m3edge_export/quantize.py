@@ -214,19 +214,21 @@ class _Int8Products:
             [
                 rows,
                 rewriter.weight(f"{weight}/int8", quantized),
-                row_scale,
+                rewriter.scalar(1.0),
                 rewriter.weight(f"{weight}/scale", scales),
                 zero_point,
             ],
             f"{output}/product",
             domain=CONTRIB,
         )
+        # The scale of the rows and the bias are operators of their own. Within the product, onnxruntime would multiply
+        # by the scale on one thread, however many there are; and the bias by the scale as well.
+        scaled = rewriter.node("Mul", [product, row_scale], f"{output}/scaled")
         bias = self._bias(rewriter, node, rounded, offset.astype(np.float32))
         if bias is None:
             rewriter.nodes[-1].output[0] = output
         else:
-            # Not as the operator's own bias: with a scale for every row, onnxruntime would multiply it by that too.
-            rewriter.node("Add", [product, rewriter.weight(f"{output}/bias", bias)], output)
+            rewriter.node("Add", [scaled, rewriter.weight(f"{output}/bias", bias)], output)
 
     def _bias(self, rewriter: _Rewriter, node: NodeProto, weight: np.ndarray, offset: np.ndarray) -> np.ndarray | None:
         """What is to be added to a product, float32 [outputs]; offset: on top of its own bias.

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 from m3edge_export.export import export_precisions
 from m3edge_export.report import build_report, fidelity, markdown
@@ -17,6 +19,7 @@ from m3edge_export.verify import TEXTS
 
 from m3edge import Embeddings, Encoder
 from m3edge.model_folder import GRAPH, WEIGHTS
+from m3edge.session import session_options
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 # Texts that calibration did not see: sentences in ten languages, and prose and code from the standard library.
@@ -70,6 +73,18 @@ def test_graph_and_weights_are_as_small_as_promised(mini_models):
     assert size["int8"] <= 122e6
     assert size["int4"] < 0.65 * size["int8"]
     assert size["fp16"] < 0.51 * size["fp32"]
+
+
+def test_no_int8_product_scales_its_rows_itself(mini_int8, tmp_path):
+    options = session_options(onnxruntime, 1)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(mini_int8 / GRAPH), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert len(products) == 6 * 12
+    scales = [sizes.get(node.input[2], "found at run time") for node in products]
+    assert all(scale == [] for scale in scales), "onnxruntime would multiply rows by their scales on one thread"
 
 
 def test_all_precisions_are_one_model(encoders):
