@@ -6,7 +6,13 @@ EXTRAS := cpu,openvino,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
 KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py maxsim.py postings.py)
 
-.PHONY: install demo test soak sanitize lint clean
+.PHONY: help install demo test soak sanitize lint clean
+
+help:
+	@echo "make demo      build and export the mini model, and search the Python docs with it in six languages"
+	@echo "make test      what CI runs; make soak takes the slow tests as well"
+	@echo "make sanitize  the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make lint      ruff and mypy; make install makes .venv; make clean removes all that was made"
 
 install: .venv/installed
 

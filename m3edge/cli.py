@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from m3edge import __version__
 from m3edge.commands import encoding, folders, indexing, measuring, searching
 from m3edge.errors import M3EdgeError
 
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="m3edge", description="Dense, sparse and multi-vector search with M3-Embedding models, without PyTorch."
     )
+    parser.add_argument("--version", action="version", version=f"m3edge {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in _GROUPS:
         group.add_commands(commands)

@@ -14,7 +14,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line's place, "PATH:LINE" for messages, and its JSON object; blank lines are passed over."""
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -42,5 +42,6 @@ def required_string(where: str, entry: Mapping[str, Any], key: str) -> str:
 
 def joined_text(where: str, entry: Mapping[str, Any]) -> str:
     """A document's title, if it has one, and its text, as BEIR joins them."""
-    title, text = entry.get("title") or "", required_string(where, entry, "text")
+    title = required_string(where, entry, "title") if entry.get("title") else ""
+    text = required_string(where, entry, "text")
     return f"{title} {text}" if title else text

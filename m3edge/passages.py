@@ -9,6 +9,8 @@ import numpy as np
 
 from m3edge.encoder import Encoder
 
+PLACE = "_passage"  # in the metadata of a passage: which document and file it is of, and where in it it stands
+
 # Where a text may be cut, best place first: after a blank line, a line, a sentence (the CJK full stops too), a word.
 _BOUNDARIES = (
     re.compile(r"\n\s*\n"),
@@ -28,12 +30,15 @@ class Passage(NamedTuple):
 def split_passages(text: str, encoder: Encoder, max_length: int | None = None) -> list[Passage]:
     """The passages of a text, in order; one passage when the text fits.
 
-    max_length: tokens of a passage, the model's prefix and special tokens included; by default the model's limit
+    max_length: tokens of a passage, the model's prefix and special tokens included; by default, and at most, the
+        model's limit
     A passage takes whole paragraphs as long as they fit; a paragraph that is too long alone is cut at a line, else at
     the end of a sentence, else between words, else between tokens. White space around a passage is left out.
     """
     info = encoder.info
-    limit = max_length or info.max_length
+    limit = info.max_length if max_length is None else max_length
+    if limit > info.max_length:
+        raise ValueError(f"max_length must be at most what the model reads, {info.max_length} tokens, got {limit}")
     room = limit - 2 - _prefix_tokens(encoder)
     if room < 1:
         raise ValueError(f"max_length must leave room for the prefix and one token, got {limit}")

@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # torch and transformers talk to their own developers
     try:
         options.run(options)
+    except ModuleNotFoundError as error:
+        print(f"m3edge-export: {error}; pip install 'm3edge[export]'", file=sys.stderr)
+        return 1
     except (M3EdgeError, OSError, ImportError, ValueError) as error:
         print(f"m3edge-export: {error}", file=sys.stderr)
         return 1
@@ -58,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     onnx.add_argument("--name", help="the model's name in its folder (default: the checkpoint's)")
     onnx.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="texts like yours, one a line (default: our own, 30 languages)"
+        "--calibration", type=Path, metavar="FILE", help="texts like yours, one a line (default: our own, 34 languages)"
     )
     onnx.add_argument(
         "--openvino", action="store_true", help="with int8: also a graph with static scales, which OpenVINO runs"

@@ -18,6 +18,7 @@ from m3edge.commands.options import (
 from m3edge.index import Hit, Index
 from m3edge.index.sparse import LEXICAL
 from m3edge.model_folder import PRESETS
+from m3edge.passages import PLACE
 
 
 def add_commands(commands: Any) -> None:
@@ -103,10 +104,11 @@ def format_hit(rank: int, hit: Hit, width: int = 90) -> str:
         f"{name} {'  –  ' if score is None else format(score, '.3f')}"
         for name, score in zip(("dense", "sparse", "tokens"), hit.scores, strict=True)
     )
-    line = f", line {hit.metadata['line']}" if "line" in hit.metadata and "document" in hit.metadata else ""
+    place = hit.metadata.get(PLACE) or {"document": hit.id}
+    line = f", line {place['line']}" if "line" in place else ""
     text = " ".join(hit.text.split())
     beginning = text if len(text) <= width else text[: width - 1] + "…"
-    return f"{rank:3}. {hit.score:.3f}  ({parts})  {hit.metadata.get('document', hit.id)}{line}\n      {beginning}"
+    return f"{rank:3}. {hit.score:.3f}  ({parts})  {place['document']}{line}\n      {beginning}"
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:

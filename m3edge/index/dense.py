@@ -2,7 +2,7 @@
 
 "exact"  scans codes of all vectors (scan.py): nothing to build, never misses, time grows with the documents
 "hnsw"   asks a graph (graph.py); a filter that few documents pass is answered by scanning these
-"auto"   is exact up to AUTO_NUMBERS, a graph from there on
+"auto"   is exact up to AUTO_NUMBERS, a graph from there on where hnswlib is installed
 
 Documents are positions 0, 1, 2 … in the order of their rows; the graph knows the rows.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from m3edge.errors import FormatError
-from m3edge.index.graph import HnswConfig, HnswGraph
+from m3edge.index.graph import HnswConfig, HnswGraph, hnswlib_is_installed
 from m3edge.index.growing import GrowingArray
 from m3edge.index.late_graph import HeldFile, LateGraph
 from m3edge.index.scan import DenseScan
@@ -71,7 +71,9 @@ class DenseIndex:
     @property
     def wants_graph(self) -> bool:
         """Whether so many documents are searched with a graph."""
-        return self._mode == "hnsw" or (self._mode == "auto" and len(self) * self._dim > AUTO_NUMBERS)
+        if self._mode == "auto":
+            return len(self) * self._dim > AUTO_NUMBERS and hnswlib_is_installed()
+        return self._mode == "hnsw"
 
     def successor(self) -> DenseIndex:
         """One that goes on from here. This one can be searched as before, whatever is added to its successor."""
@@ -174,6 +176,8 @@ class DenseIndex:
     def load_graph(self, path: Path) -> None:
         """Take the graph that was saved with the vectors, which were loaded before or are added afterwards. It is read
         when it is first asked for. Raises OSError when it cannot be opened."""
+        if self._mode == "auto" and not hnswlib_is_installed():
+            return
         self._graph = self._late_graph(HeldFile(path), progress=None)
 
     def build_graph(self, *, progress: bool | None = False) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from m3edge.embeddings import Embeddings
+from m3edge.embeddings import Embeddings, SparseRows, TokenRows
 from m3edge.errors import ModelMismatchError
 
+_UNIT = 0.01  # how far from 1 the length of a vector may be: half precision and 8 bits round
+_LARGEST_INT32 = 2**31 - 1
+_DEEPEST = 64  # levels of metadata: how many json can read again depends on how deep Python's stack is by then
 
-class Document(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class Document:
     """What one adds to an index. id: unique, not empty; metadata: anything that is a JSON object."""
 
     id: str
     text: str
-    metadata: Mapping[str, Any] = {}
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def checked_documents(documents: Iterable[Document | Mapping[str, Any]]) -> Iterator[Document]:
@@ -30,13 +36,13 @@ def checked_documents(documents: Iterable[Document | Mapping[str, Any]]) -> Iter
         if isinstance(item, Document):
             document = item
         elif isinstance(item, Mapping):
-            unknown = sorted(set(item) - set(Document._fields))
+            unknown = set(item) - {"id", "text", "metadata"}
             if unknown or "id" not in item or "text" not in item:
-                raise ValueError(f"{where} must have 'id', 'text' and at most 'metadata', got {sorted(item)}")
+                raise ValueError(f"{where} must have 'id', 'text' and at most 'metadata', got {list(item)}")
             document = Document(item["id"], item["text"], item.get("metadata") or {})
         else:
             raise TypeError(f"{where} must be a Document or a mapping, got {type(item).__name__}")
-        _check_document(where, document)
+        check_document(where, document)
         yield document
 
 
@@ -46,8 +52,9 @@ def blocks(documents: Iterator[Document], size: int) -> Iterator[list[Document]]
         yield block
 
 
-def check_embeddings(embeddings: Embeddings, documents: Sequence[Any], dense_dim: int, token_dim: int) -> None:
-    """Refuse embeddings that do not belong to these documents or to a model of these widths.
+def checked_embeddings(embeddings: Embeddings, documents: Sequence[Any], dense_dim: int, token_dim: int) -> Embeddings:
+    """The embeddings in the types an index keeps, once it is known that they are of these documents and a model of
+    these widths.
 
     Raises TypeError or ValueError saying what is wrong, ModelMismatchError for other widths.
     """
@@ -59,31 +66,78 @@ def check_embeddings(embeddings: Embeddings, documents: Sequence[Any], dense_dim
     if dense is None or sparse is None or tokens is None:
         missing = [head for head in ("dense", "sparse", "tokens") if getattr(embeddings, head) is None]
         raise ValueError(f"embeddings must have all three parts, got none of {', '.join(missing)}")
-    for name, array, dim in (("dense", dense, dense_dim), ("tokens", tokens.vectors, token_dim)):
-        if array.ndim != 2 or array.shape[1] != dim:
-            raise ModelMismatchError(f"embeddings' {name} vectors must be {dim} wide, got shape {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"embeddings' {name} vectors must be finite")
+    dense, vectors = _unit_vectors("dense", dense, dense_dim), _unit_vectors("tokens", tokens.vectors, token_dim)
     if len(dense) != len(documents):
         raise ValueError(f"embeddings' dense part must have {len(documents)} rows, got {len(dense)}")
-    _check_offsets("sparse", sparse.offsets, len(documents), len(sparse.ids))
-    _check_offsets("tokens", tokens.offsets, len(documents), len(tokens.vectors))
-    if not len(sparse.ids) == len(sparse.weights) == len(sparse.counts):
+    _check_offsets("tokens", tokens.offsets, len(documents), len(vectors))
+    return dataclasses.replace(
+        embeddings,
+        dense=dense,
+        sparse=_sparse_rows(sparse, len(documents)),
+        tokens=TokenRows(vectors, tokens.offsets),
+    )
+
+
+def _sparse_rows(sparse: SparseRows, n: int) -> SparseRows:
+    """ids and counts int32, weights float32"""
+    ids, counts = _int32("sparse ids", sparse.ids, least=0), _int32("sparse counts", sparse.counts, least=1)
+    weights = _float32("sparse weights", sparse.weights)
+    _check_offsets("sparse", sparse.offsets, n, len(ids))
+    if not len(ids) == len(weights) == len(counts):
         raise ValueError("embeddings' sparse part must have as many ids as weights and counts")
-    within = np.ones(len(sparse.ids), bool)
+    within = np.ones(len(ids), bool)
     within[sparse.offsets[:-1][sparse.offsets[:-1] < len(within)]] = False  # a row's first id follows nothing
-    if len(sparse.ids) and (sparse.ids.min() < 0 or (np.diff(sparse.ids, prepend=-1)[within] <= 0).any()):
-        raise ValueError("embeddings' sparse ids must be at least 0 and ascend within a row")
-    if not (np.isfinite(sparse.weights).all() and sparse.weights.min(initial=0) >= 0):
-        raise ValueError("embeddings' sparse weights must be finite and at least 0")
+    if (np.diff(ids, prepend=-1)[within] <= 0).any():
+        raise ValueError("embeddings' sparse ids must ascend within a row")
+    if weights.min(initial=0) < 0:
+        raise ValueError("embeddings' sparse weights must be at least 0")
+    return SparseRows(ids, weights, counts, sparse.offsets)
+
+
+def _unit_vectors(name: str, vectors: np.ndarray, dim: int) -> np.ndarray:
+    """float32 [n, dim]"""
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ModelMismatchError(f"embeddings' {name} vectors must be {dim} wide, got shape {vectors.shape}")
+    vectors = _float32(f"{name} vectors", vectors)
+    with np.errstate(over="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT))
+    if len(wrong):
+        raise ValueError(
+            f"embeddings' {name} vectors must have length 1, got {lengths[wrong[0]]:.3g} in row {wrong[0]}"
+        )
+    return vectors
+
+
+def _float32(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"embeddings' {name} must be real numbers, got {values.dtype}")
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(narrow).all():
+        raise ValueError(f"embeddings' {name} must be finite in float32")
+    return narrow
+
+
+def _int32(name: str, values: np.ndarray, *, least: int) -> np.ndarray:
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"embeddings' {name} must be integers, got {values.dtype}")
+    if len(values) and not least <= int(values.min()) <= int(values.max()) <= _LARGEST_INT32:
+        raise ValueError(
+            f"embeddings' {name} must be from {least} to {_LARGEST_INT32}, got {values.min()} to {values.max()}"
+        )
+    return np.ascontiguousarray(values, np.int32)
 
 
 def _check_offsets(name: str, offsets: np.ndarray, n: int, total: int) -> None:
+    if not isinstance(offsets, np.ndarray) or offsets.dtype.kind not in "iu":
+        raise TypeError(f"embeddings' {name} offsets must be an array of integers, got {offsets!r}")
     if len(offsets) != n + 1 or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
         raise ValueError(f"embeddings' {name} offsets must be {n + 1} ascending numbers from 0 to {total}")
 
 
-def _check_document(where: str, document: Document) -> None:
+def check_document(where: str, document: Document) -> None:
+    """Raise TypeError or ValueError, beginning with `where`, when the document cannot be added to an index."""
     for name, value in (("id", document.id), ("text", document.text)):
         if not isinstance(value, str):
             raise TypeError(f"{where}: {name} must be a string, got {type(value).__name__}")
@@ -96,6 +150,21 @@ def _check_document(where: str, document: Document) -> None:
     if not isinstance(document.metadata, Mapping):
         raise TypeError(f"{where}: metadata must be a mapping, got {type(document.metadata).__name__}")
     try:
+        _check_nested(document.metadata, _DEEPEST)
         json.dumps(dict(document.metadata), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: metadata must be a JSON object ({error})") from error
+
+
+def _check_nested(value: Any, levels: int) -> None:
+    """Raise ValueError for keys that JSON would make strings of, of 1 and "1" the same one, or for too many levels."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return
+    if levels == 0:
+        raise ValueError(f"more than {_DEEPEST} levels deep")
+    if isinstance(value, Mapping):
+        if (wrong := next((key for key in value if not isinstance(key, str)), None)) is not None:
+            raise ValueError(f"its keys must be strings, got {wrong!r}")
+        value = list(value.values())
+    for each in value:
+        _check_nested(each, levels - 1)

@@ -7,6 +7,7 @@ k never above what is there.
 from __future__ import annotations
 
 import errno
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,22 @@ class HnswConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
+def hnswlib_is_installed() -> bool:
+    """hnswlib has no wheels: where no compiler is, m3edge is installed without it."""
+    return importlib.util.find_spec("hnswlib") is not None
+
+
 class HnswGraph:
     """Approximate nearest rows by inner product. Several threads may search together; changing it while they do is the
     caller's to prevent."""
 
     def __init__(self, dim: int, config: HnswConfig, n_threads: int, path: Path | None = None) -> None:
         """An empty graph, or the one that `save` wrote to `path`. Raises OSError, RuntimeError or ValueError when that
-        cannot be read, or is none of this width and configuration."""
-        import hnswlib  # late: `import m3edge` stays light
+        cannot be read, or is none of this width and configuration; ImportError without hnswlib."""
+        try:
+            import hnswlib  # late: `import m3edge` stays light
+        except ImportError as error:
+            raise ImportError("a graph over dense vectors needs hnswlib: pip install 'm3edge[hnsw]'") from error
 
         if path is not None and (problem := problem_of_graph(path, dim, config.m, config.ef_construction)) is not None:
             raise ValueError(problem)

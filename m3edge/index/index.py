@@ -89,6 +89,9 @@ class Index:
             raise ValueError(f"token_pooling must be 1, 2 or 3, got {token_pooling!r}")
         if token_codec == "none" and token_pooling != 1:
             raise ValueError(f"token_pooling must be 1 when token_codec is 'none', got {token_pooling!r}")
+        if hnsw is not None and not isinstance(hnsw, HnswConfig):
+            raise TypeError(f"hnsw must be an HnswConfig, got {type(hnsw).__name__}")
+        _check_encoder(encoder)
         folder = Path(folder).absolute()  # the working directory may change
         model = {key: getattr(encoder.info, key) for key in MODEL_KEYS}
         with new_folder(folder) as staging:
@@ -152,11 +155,23 @@ class Index:
             return documents.n_documents
 
     def __contains__(self, id_: str) -> bool:
-        with self._documents() as documents:
-            return documents.document(id_) is not None
+        return self.get(id_) is not None
+
+    def __iter__(self) -> Iterator[Document]:
+        """All documents, in the order they were added. What is added meanwhile comes too, what is deleted does not."""
+        row = 0
+        while True:
+            with self._documents() as documents:
+                block = documents.documents_after(row)
+            if not block:
+                return
+            yield from (document for _, document in block)
+            row = block[-1][0]
 
     def get(self, id_: str) -> Document | None:
         """The document with this id, or None."""
+        if not isinstance(id_, str):
+            raise TypeError(f"id_ must be a string, got {type(id_).__name__}")
         with self._documents() as documents:
             return documents.document(id_)
 
@@ -233,11 +248,15 @@ class Index:
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents; returns how many of the ids were there."""
         wanted = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
+        if (wrong := next((id_ for id_ in wanted if not isinstance(id_, str)), None)) is not None:
+            raise TypeError(f"ids must be strings, got {wrong!r}")
         with self._joined() as writing:
             return writing.transaction.delete(wanted)
 
     def set_note(self, key: str, value: Any) -> None:
         """Keep a JSON value with the index: where its model lies, when it was crawled. Searches do not see it."""
+        if not isinstance(key, str):
+            raise TypeError(f"key must be a string, got {type(key).__name__}")
         with self._joined() as writing:
             writing.transaction.set_note(key, value)
 
@@ -358,6 +377,8 @@ class Index:
 
 def _open_store(folder: Path, encoder: Encoder | None) -> Store:
     """The folder's store, once it is known to belong to this encoder's model."""
+    if encoder is not None:
+        _check_encoder(encoder)
     store = Store(folder)
     with closing(store.snapshot()) as snapshot:
         model = snapshot.meta("model")
@@ -367,6 +388,11 @@ def _open_store(folder: Path, encoder: Encoder | None) -> Store:
             f"{encoder.info.name!r} ({encoder.info.fingerprint[:12]}); open it with that model or build a new index"
         )
     return store
+
+
+def _check_encoder(encoder: Encoder) -> None:
+    if not hasattr(encoder, "info"):  # a string, most often: the path of a model folder
+        raise TypeError(f"encoder must be an Encoder, such as Encoder.load gives, got {type(encoder).__name__}")
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -6,7 +6,7 @@ The checks of arguments, a query's embeddings, which documents a filter lets thr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3edge.embeddings import Embeddings
-from m3edge.encoder import Encoder
+from m3edge.encoder import Encoder, checked_texts
 from m3edge.errors import CancelledError, ModelMismatchError
 from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
@@ -26,8 +26,10 @@ from m3edge.index.view import Current, View
 from m3edge.model_folder import PRESETS
 from m3edge.progress import progress_bar
 from m3edge.scoring import Weights, maxsim, resolve_weights
+from m3edge.session import checked_integer
 
 _SEARCH_BLOCK = 256  # queries encoded and searched together
+_MOST = 2**31 - 1  # documents: more than any index has, and still a number that the native kernels take
 
 
 class PartScores(NamedTuple):
@@ -69,8 +71,8 @@ class Searcher:
         lexical: str,
     ) -> SearchOptions:
         """What Index.search was asked for, checked. Raises TypeError or ValueError that names the argument."""
-        _check_count("k", k)
-        _check_count("candidates", candidates)
+        k = min(checked_integer("k", k), _MOST)
+        candidates = min(checked_integer("candidates", candidates), _MOST)
         presets = self._encoder.info.presets if self._encoder is not None else PRESETS
         if lexical not in LEXICAL:
             raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
@@ -99,7 +101,7 @@ class Searcher:
 
     def search_batch(
         self,
-        queries: Sequence[str] | Embeddings,
+        queries: Iterable[str] | Embeddings,
         options: SearchOptions,
         *,
         progress: bool | None,
@@ -108,6 +110,8 @@ class Searcher:
         """The best documents for each of several queries, as Index.search_batch says."""
         if isinstance(queries, str):
             raise TypeError("queries must be several texts, got one string; put it in a list")
+        if not isinstance(queries, Embeddings):
+            queries = checked_texts("queries", queries)
         hits: list[list[Hit]] = []
         with (
             progress_bar(len(queries), "query", "searching", progress) as bar,
@@ -218,13 +222,6 @@ def _hits(snapshot: Snapshot, rankings: Sequence[Ranking]) -> list[list[Hit]]:
 
 def _hits_of(ranking: Ranking, documents: Mapping[int, Document]) -> Iterator[Hit]:
     for i, row in enumerate(ranking.rows.tolist()):
-        id_, text, metadata = documents[row]
+        document = documents[row]
         parts = PartScores(*(None if part is None else float(part[i]) for part in ranking[2:]))
-        yield Hit(id_, float(ranking.scores[i]), text, metadata, parts)
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        yield Hit(document.id, float(ranking.scores[i]), document.text, document.metadata, parts)

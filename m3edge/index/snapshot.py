@@ -135,14 +135,18 @@ class Snapshot:
         statement = f"SELECT row, id, text, metadata, {crc32} FROM documents WHERE row > ? ORDER BY row LIMIT ?"
         return self._fetch(statement, (row, limit))
 
+    def documents_after(self, row: int) -> list[tuple[int, Document]]:
+        """The next documents behind `row`, each with its row, as many as are read at once; none at the end."""
+        return [(row, self._document(row, *entry)) for row, *entry in self.document_entries(row, _BLOCK_ROWS)]
+
     def metadata(self, first: int, last: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The metadata of the documents with rows from first to last, ascending; a row that is gone is left out."""
         behind = first - 1
-        while found := self.document_entries(behind, _BLOCK_ROWS):
-            for row, *entry in found:
+        while found := self.documents_after(behind):
+            for row, document in found:
                 if row > last:
                     return
-                yield row, self._document(row, *entry).metadata
+                yield row, document.metadata
             behind = found[-1][0]
 
     def deletions_since(self, generation: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from m3edge.embeddings import Embeddings, TokenRows
 from m3edge.encoder import Encoder
 from m3edge.errors import CancelledError
 from m3edge.index.derived import forget_newer
-from m3edge.index.documents import Document, blocks, check_embeddings, checked_documents
+from m3edge.index.documents import Document, blocks, checked_documents, checked_embeddings
 from m3edge.index.pooling import pool_tokens
 from m3edge.index.snapshot import Snapshot
 from m3edge.index.store import Store
@@ -58,7 +58,7 @@ class Writing:
             documents = list(documents)
             if isinstance(embeddings, Embeddings) and not self._keeps_tokens:
                 embeddings = dataclasses.replace(embeddings, tokens=self._no_tokens(len(embeddings)))
-            check_embeddings(embeddings, documents, self._model["dense_dim"], self._model["token_dim"])
+            embeddings = checked_embeddings(embeddings, documents, self._model["dense_dim"], self._model["token_dim"])
         elif self._encoder is None:
             raise ValueError("to add documents, give their embeddings or open the index with its encoder")
         total = len(documents) if isinstance(documents, Sequence) else None

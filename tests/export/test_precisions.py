@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
+import onnx
 from m3edge_export.export import export_precisions
 from m3edge_export.report import build_report, fidelity, markdown
 from m3edge_export.verify import TEXTS

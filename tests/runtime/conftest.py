@@ -4,13 +4,14 @@ index that needs no model."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from m3edge import Index, _kernels_numpy
+from m3edge.cli import main
 from m3edge.index.graph import HnswGraph
 
 try:
@@ -31,6 +32,18 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     _native.set_instruction_set(request.param)
     yield _native
     _native.set_instruction_set(before)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one m3edge command; returns its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

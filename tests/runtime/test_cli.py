@@ -9,22 +9,9 @@ import sys
 
 import pytest
 
-from m3edge.cli import main
 from m3edge.model_folder import MANIFEST, _self_checksum
 
 LONG = "\n\n".join(f"Paragraph {i} is about tea number {i} and the leaves it is made from." for i in range(100))
-
-
-@pytest.fixture
-def run(capsys):
-    """Run one command; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -59,14 +46,44 @@ def test_encode_reads_texts_from_stdin(mini_fp32):
     assert result.stderr == ""  # no progress bar where there is no terminal
 
 
+def test_encode_prints_each_block_of_stdin_before_it_reads_the_next(run, capsys, monkeypatch, mini_fp32):
+    printed = []
+
+    def lines():
+        for i in range(5):
+            printed.extend(json.loads(line)["text"] for line in capsys.readouterr().out.splitlines())
+            assert len(printed) == i // 2 * 2
+            yield f"text {i}\n"
+
+    monkeypatch.setattr("m3edge.commands.encoding._BLOCK_TEXTS", 2)
+    monkeypatch.setattr(sys, "stdin", lines())
+    code, out, err = run("encode", mini_fp32, "--heads", "dense")
+    assert (code, err) == (0, "")
+    printed.extend(json.loads(line)["text"] for line in out.splitlines())
+    assert printed == [f"text {i}" for i in range(5)]
+
+
+def test_encode_leaves_windows_line_ends_out(run, monkeypatch, mini_fp32):
+    monkeypatch.setattr(sys, "stdin", iter(["a\r\n", "\r\n", "b c\r\n", "d"]))
+    _, out, _ = run("encode", mini_fp32, "--heads", "sparse")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a", "", "b c", "d"]
+
+
+def test_encode_says_which_texts_were_cut(run, mini_fp32):
+    _, out, _ = run("encode", mini_fp32, "word " * 1000, "word", "--heads", "sparse")
+    cut, whole = (json.loads(line) for line in out.splitlines())
+    assert cut["truncated"] is True
+    assert set(whole) == {"text", "sparse"}
+
+
 def test_a_filter_chooses_among_what_was_indexed(run, indexed):
     for filter, expected in (
         ({"lang": "zh"}, {"zh"}),
-        ({"lang": {"$exists": False}, "line": 1}, {"gzip.txt", "long.md"}),
+        ({"lang": {"$exists": False}, "_passage.line": 1}, {"gzip.txt", "long.md"}),
     ):
         code, out, _ = run("search", indexed, "files", "--filter", json.dumps(filter), "--json")
         assert code == 0
-        assert {hit["metadata"]["document"].split("/")[-1] for hit in json.loads(out)["hits"]} == expected
+        assert {hit["metadata"]["_passage"]["document"].split("/")[-1] for hit in json.loads(out)["hits"]} == expected
 
 
 def test_a_wrong_filter_is_said_with_its_place(run, indexed, capsys):
@@ -92,14 +109,14 @@ def test_search_finds_what_was_indexed(run, indexed):
     code, out, err = run("search", indexed, "how do I compress a file", "-k", 2, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
-    assert {hit["metadata"]["document"].split("/")[-1] for hit in result["hits"]} == {"gzip.txt", "zh"}
+    assert {hit["metadata"]["_passage"]["document"].split("/")[-1] for hit in result["hits"]} == {"gzip.txt", "zh"}
     assert set(result["hits"][0]["scores"]) == {"dense", "sparse", "tokens"}
 
 
 def test_a_hit_in_a_long_text_says_where_it_is(run, indexed):
     _, out, _ = run("search", indexed, "tea number 90", "-k", 1, "--json")
     hit = json.loads(out)["hits"][0]
-    place = hit["metadata"]
+    place = hit["metadata"]["_passage"]
     assert place["document"].endswith("long.md")
     assert LONG[place["start"] : place["end"]] == hit["text"]
     assert "number 90" in hit["text"]
@@ -147,6 +164,18 @@ def test_a_model_that_was_changed_under_its_index_is_refused(run, tmp_path, mini
         assert code == 1
         assert "built with model 'm3-mini'" in err
         assert "open it with that model or build a new index" in err
+
+
+def test_a_model_that_was_moved_is_missed_by_the_index_that_remembers_it(run, tmp_path, mini_fp32):
+    model, text = tmp_path / "model", tmp_path / "text.md"
+    shutil.copytree(mini_fp32, model, copy_function=os.symlink)
+    text.write_text("The gzip module compresses files.")
+    assert run("index", tmp_path / "index", "--model", model, text)[0] == 0
+    model.rename(tmp_path / "moved")
+    code, out, err = run("search", tmp_path / "index", "gzip")
+    assert (code, out) == (1, "")
+    assert f"{tmp_path / 'index'}: its model folder, {model}, is not there any more; name another with --model" in err
+    assert run("search", tmp_path / "index", "gzip", "--model", tmp_path / "moved")[0] == 0
 
 
 def test_indexing_goes_on_where_a_kill_stopped_it(run, tmp_path, mini_fp32, monkeypatch):
@@ -261,6 +290,9 @@ def test_eval_prints_the_promised_json_and_nothing_else(run, tmp_path, mini_fp32
     [
         (["info", "nowhere"], "neither a model folder"),
         (["search", "nowhere", "query"], "not an m3edge index"),
+        (["check", "nowhere"], "nowhere: not an m3edge index, it has no index.sqlite"),
+        (["check", "nowhere", "--repair"], "nowhere: not an m3edge index, it has no index.sqlite"),
+        (["check", "MODEL"], "not an m3edge index, it has no index.sqlite"),
         (["encode", "nowhere", "text"], "no such folder"),
         (["index", "new", "--model", "MODEL", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         (["eval", "MODEL", "nowhere"], "corpus.jsonl: no such file"),

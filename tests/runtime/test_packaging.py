@@ -55,3 +55,41 @@ def test_all_names_exactly_what_is_public():
     public = {name for name in vars(m3edge) if not name.startswith("_")}
     modules = {name for name in public if type(getattr(m3edge, name)).__name__ == "module"}
     assert set(m3edge.__all__) == public - modules
+
+
+def test_without_hnswlib_everything_but_a_graph_works(mini_fp32, tmp_path):
+    code = (
+        "import sys; sys.modules['hnswlib'] = None\n"
+        "import m3edge, m3edge.index.dense\n"
+        "m3edge.index.dense.AUTO_NUMBERS = 1\n"
+        "encoder = m3edge.Encoder.load(sys.argv[1], 'cpu')\n"
+        "for mode in ('auto', 'hnsw'):\n"
+        "    with m3edge.Index.create(sys.argv[2] + mode, encoder, dense=mode) as index:\n"
+        "        try:\n"
+        "            index.add([m3edge.Document('tea', 'Green tea is made from unoxidised leaves.')])\n"
+        "            print(index.search('what is green tea?')[0].id)\n"
+        "        except ImportError as error:\n"
+        "            print(error)\n"
+    )
+    found = run(code, str(mini_fp32), str(tmp_path / "index"))
+    assert found.splitlines() == ["tea", "a graph over dense vectors needs hnswlib: pip install 'm3edge[hnsw]'"]
+
+
+def test_an_index_with_a_graph_is_searched_where_hnswlib_is_missing(mini_fp32, tmp_path):
+    code = (
+        "import sys, m3edge, m3edge.index.dense\n"
+        "m3edge.index.dense.AUTO_NUMBERS = 1\n"
+        "encoder = m3edge.Encoder.load(sys.argv[1], 'cpu')\n"
+        "with m3edge.Index.create(sys.argv[2], encoder) as index:\n"
+        "    index.add([m3edge.Document('tea', 'Green tea is made from unoxidised leaves.')])\n"
+        "print(len(list(index.folder.glob('*.hnsw'))))\n"
+        "sys.modules['hnswlib'] = None\n"
+        "with m3edge.Index.open(sys.argv[2], encoder) as index:\n"
+        "    print(index.search('what is green tea?')[0].id)\n"
+    )
+    assert run(code, str(mini_fp32), str(tmp_path / "index")).split() == ["1", "tea"]
+
+
+def test_the_command_says_its_version():
+    command = [sys.executable, "-m", "m3edge", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "m3edge 0.1.0\n"

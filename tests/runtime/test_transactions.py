@@ -152,7 +152,7 @@ def test_a_second_index_in_the_same_process_is_refused_too(made_index):
     with (
         Index.open(made_index.folder) as other,
         made_index.transaction(),
-        pytest.raises(IndexLockedError, match=f"process {os.getpid()}"),
+        pytest.raises(IndexLockedError, match=rf"another Index object of this process \({os.getpid()}\) is writing"),
     ):
         other.delete("d1")
 
@@ -197,7 +197,14 @@ def wrong_embeddings(made):
     yield replace(good, tokens=tokens._replace(vectors=nan)), ValueError, "tokens vectors must be finite"
     yield replace(good, tokens=tokens._replace(offsets=offsets_of([1, 1]))), ValueError, "tokens offsets must be 3"
     yield replace(good, sparse=sparse._replace(offsets=sparse.offsets[:2])), ValueError, "sparse offsets must be 3"
-    yield replace(good, sparse=sparse._replace(weights=-sparse.weights)), ValueError, "weights must be finite and at"
+    yield replace(good, sparse=sparse._replace(weights=-sparse.weights)), ValueError, "weights must be at least 0"
+    yield replace(good, sparse=sparse._replace(weights=sparse.weights * np.nan)), ValueError, "weights must be finite"
+    yield replace(good, dense=good.dense.astype(float) * 1e300), ValueError, "dense vectors must be finite in float32"
+    yield replace(good, dense=good.dense * 100), ValueError, "dense vectors must have length 1, got 100 in row 0"
+    yield replace(good, dense=good.dense * 0), ValueError, "dense vectors must have length 1, got 0 in row 0"
+    yield replace(good, dense=good.dense * 1j), TypeError, "dense vectors must be real numbers, got complex"
+    yield replace(good, sparse=sparse._replace(ids=sparse.ids + 2**32)), ValueError, "ids must be from 0 to 2147483647"
+    yield replace(good, sparse=sparse._replace(counts=-sparse.counts)), ValueError, "counts must be from 1 to"
     yield replace(good, sparse=sparse._replace(ids=sparse.ids[::-1])), ValueError, "ascend within a row"
     yield replace(good, sparse=sparse._replace(counts=sparse.counts[:3])), ValueError, "as many ids as weights"
 
