@@ -5,6 +5,7 @@ The rankings come from corpus.py, the metrics from ir-measures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,15 @@ from m3edge.jsonl import joined_text, read_jsonl, required_string
 from m3edge.progress import progress_bar
 
 METRICS = ("nDCG@10", "R@100", "RR@10")  # as ir-measures names them; the mean of RR@10 is MRR@10
+
+# Each has a value for every query, and ir-measures counts it in this process: of others some start perl or divide by 0,
+# and a cut-off of 0 aborts Python. Only 100 documents are ranked, so that nothing can be said of a deeper cut-off.
+_CUTOFF, _REL = "@([1-9][0-9]?|100)", r"(\(rel=[1-9][0-9]?\))?"  # rel: the judgement from which a document is relevant
+_METRIC = re.compile(
+    f"(P|Precision|R|Recall|Success){_REL}{_CUTOFF}|(AP|MAP|RR|MRR){_REL}({_CUTOFF})?|(nDCG|NDCG)({_CUTOFF})?"
+    f"|(Rprec|RPrec|Bpref|BPref){_REL}"
+)
+_QRELS_HEADER = "query-id\tcorpus-id\tscore"
 
 
 class BeirDataset(NamedTuple):
@@ -52,17 +62,15 @@ def read_beir(
     Raises FormatError naming file and line for what is missing or malformed.
     """
     folder = Path(folder)
-    corpus = {}
-    for where, entry in read_jsonl(folder / "corpus.jsonl"):
-        corpus[required_string(where, entry, "_id")] = joined_text(where, entry)
+    corpus = {id_: joined_text(where, entry) for where, id_, entry in _read_entries(folder / "corpus.jsonl")}
     qrels: dict[str, dict[str, int]] = {}
     for query, document, relevance in _read_qrels(folder / "qrels" / f"{split}.tsv"):
         qrels.setdefault(query, {})[document] = relevance
-    queries = {}
-    for where, entry in read_jsonl(folder / "queries.jsonl"):
-        id_ = required_string(where, entry, "_id")
-        if id_ in qrels:
-            queries[id_] = required_string(where, entry, "text")
+    queries = {
+        id_: required_string(where, entry, "text")
+        for where, id_, entry in _read_entries(folder / "queries.jsonl")
+        if id_ in qrels
+    }
     chosen = list(queries)[:n_queries]
     if not corpus or not chosen:
         raise FormatError(f"{folder}: has no {'judged queries' if corpus else 'documents'}; expected the BEIR layout")
@@ -105,8 +113,10 @@ def evaluate_encoded(
 
     documents: for a corpus of passages, the id of the document that each is part of; a document's score is its best
         passage's
-    metrics:   as ir-measures names them
+    metrics:   as ir-measures names them, see `parse_metric`
+    Raises ValueError for a metric that cannot be counted.
     """
+    measures = [parse_metric(name, "metrics") for name in metrics]
     ir_measures = import_ir_measures()
     document_ids = np.array(list(dataset.corpus) if documents is None else documents)
     runs: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
@@ -117,7 +127,6 @@ def evaluate_encoded(
                 best_last = zip(document_ids[positions[::-1]].tolist(), scores[::-1].tolist(), strict=True)
                 runs[mode][query_id] = dict(best_last)  # of a document's passages the best one stays
             bar.update()
-    measures = [ir_measures.parse_measure(name) for name in metrics]
     modes = {}
     for mode, run in runs.items():
         values = ir_measures.calc_aggregate(measures, dataset.qrels, run)
@@ -125,18 +134,54 @@ def evaluate_encoded(
     return Evaluation(dataset.name, len(dataset.corpus), len(dataset.queries), modes)
 
 
+def parse_metric(metric: str, argument: str = "metric") -> Any:
+    """ir-measures' object for a metric: P, R and Success with a cut-off, AP, RR and nDCG with or without, Rprec, Bpref.
+
+    Raises ValueError, naming the argument, for anything else and for a cut-off that is not from 1 to 100.
+    """
+    if not isinstance(metric, str) or not _METRIC.fullmatch(metric):
+        raise ValueError(
+            f"{argument} must be such as nDCG@10, R@100, RR@10, P@3 or AP, with a cut-off from 1 to 100, got {metric!r}"
+        )
+    return import_ir_measures().parse_measure(metric)
+
+
+def _read_entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The place, the id and the object of each line. Raises FormatError for an id that came before."""
+    seen = set()
+    for where, entry in read_jsonl(path):
+        id_ = required_string(where, entry, "_id")
+        if id_ in seen:
+            raise FormatError(f"{where}: _id {id_!r} came twice; every line needs one of its own")
+        seen.add(id_)
+        yield where, id_, entry
+
+
 def _read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split("\t")
-        if number == 1 and fields[-1].strip() == "score":
+        if not line.strip() or (number == 1 and fields[-1].strip() == "score"):
             continue
         try:
-            query, document, relevance = fields
-            yield query, document, int(relevance)
+            query, document, score = fields
+            relevance = _whole_number(score)
         except ValueError as error:
-            raise FormatError(f"{path}:{number}: expected query-id, corpus-id and score, got {line!r}") from error
+            header = f", or the header {_QRELS_HEADER!r}" if number == 1 else ""
+            raise FormatError(
+                f"{path}:{number}: expected query-id, corpus-id and score, a whole number, with tabs between{header}, "
+                f"got {line!r}"
+            ) from error
+        yield query, document, relevance
+
+
+def _whole_number(written: str) -> int:
+    """Of 1 or 1.0, for some programs write every score with a point. Raises ValueError for anything else."""
+    value = float(written)
+    if not value.is_integer():
+        raise ValueError(f"expected a whole number, got {written!r}")
+    return int(value)
 
 
 def import_ir_measures() -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from m3edge.corpus import Candidates, IndexedCorpus, query_parts
 from m3edge.embeddings import Embeddings
 from m3edge.errors import FormatError
-from m3edge.evaluation import BeirDataset, import_ir_measures
+from m3edge.evaluation import BeirDataset, import_ir_measures, parse_metric
 from m3edge.index import Index
 from m3edge.index.sparse import LEXICAL
 from m3edge.model_folder import PRESETS
@@ -28,6 +28,7 @@ _CANDIDATES = 100  # what Index.search takes by default
 _REPEATS = 10  # of the division into folds
 _RESAMPLES = 9999
 _LEVEL = 0.05
+_ROUNDING = 1e-9  # values as close as this are equal: a sum's last digits are at 1e-16, one rank of 100 is 1e-4
 
 
 class Choice(NamedTuple):
@@ -68,8 +69,9 @@ class Tuning(NamedTuple):
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the gain is there and would be this large by chance in fewer than 5 of 100 cases."""
-        return self.gain > 0 and self.p_value < _LEVEL
+        """Whether another choice than the default is best, the gain shows in four decimals, as `m3edge tune` prints it,
+        and it would be this large by chance in fewer than 5 of 100 cases."""
+        return self.best.choice != self.baseline.choice and round(self.gain, 4) > 0 and self.p_value < _LEVEL
 
     def to_json(self) -> dict[str, Any]:
         def scored(item: Scored) -> dict[str, Any]:
@@ -98,10 +100,12 @@ def tune(
 
     index:   open, with its encoder; its ids (or, for passages of `m3edge index`, the documents') are the judgements'
     lexical: the kinds that compete
-    metric:  a metric in ir-measures' spelling with a cut-off of at most 100
+    metric:  in ir-measures' spelling, such as nDCG@10, R@100, RR@10, P@3 or AP, with a cut-off of at most 100
     folds:   parts into which the queries are divided; one is judged by the weights that the others choose
-    Raises ValueError for fewer queries than folds, FormatError when no judged document is in the index.
+    Raises ValueError for another metric and for fewer queries than folds, FormatError when no judged document is in the
+    index.
     """
+    measure = parse_metric(metric)
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}")
     if len(dataset.queries) < folds:
@@ -123,14 +127,15 @@ def tune(
     baseline = Choice(resolve_weights("general", presets), "m3")
     if baseline not in choices:  # "m3" does not compete, and is still what the others are compared with
         choices.append(baseline)
-    values = _values(corpus, queries, dataset, choices, metric, progress)
+    values = _values(corpus, queries, dataset, choices, measure, progress)
     means = values.mean(axis=1)
     competing = np.array([choice.lexical in lexical for choice in choices])
     before = values[choices.index(baseline)]
     after = _cross_validated(values[competing], folds, seed)
+    after = np.where(np.abs(after - before) < _ROUNDING, before, after)  # or last digits count as gains
     low, high, p_value = _compare(after - before, seed)
     best_of = {kind: _best(choices, means, [c.lexical == kind for c in choices]) for kind in lexical}
-    best = max(best_of.values(), key=lambda item: item.value)
+    best = _best(choices, means, competing)
     return Tuning(
         metric,
         len(dataset.queries),
@@ -159,15 +164,13 @@ def _values(
     queries: Embeddings,
     dataset: BeirDataset,
     choices: Sequence[Choice],
-    metric: str,
+    measure: Any,
     progress: bool | None,
 ) -> np.ndarray:
-    """The metric of every choice for every query: float64 [n_choices, n_queries]."""
-    ir_measures = import_ir_measures()
-    measure = ir_measures.parse_measure(metric)
+    """The measure of every choice for every query: float64 [n_choices, n_queries]."""
     depth = measure.params.get("cutoff") or 100
     row_of = {query_id: i for i, query_id in enumerate(dataset.queries)}
-    evaluator = ir_measures.evaluator([measure], dataset.qrels)  # reads the judgements once
+    evaluator = import_ir_measures().evaluator([measure], dataset.qrels)  # reads the judgements once
     values = np.zeros((len(choices), len(row_of)))
     with progress_bar(len(row_of) * len(dict.fromkeys(c.lexical for c in choices)), "query", "tuning", progress) as bar:
         for kind in dict.fromkeys(choice.lexical for choice in choices):
@@ -211,7 +214,7 @@ def _cross_validated(values: np.ndarray, folds: int, seed: int) -> np.ndarray:
         fold_of = rng.permutation(n_queries) % folds
         for fold in range(folds):
             own = fold_of == fold
-            total[own] += values[values[:, ~own].mean(axis=1).argmax()][own]
+            total[own] += values[_first_best(values[:, ~own].mean(axis=1))][own]
     return total / _REPEATS
 
 
@@ -236,7 +239,11 @@ def _mean(differences: np.ndarray, axis: int = 0) -> Any:
     return np.mean(differences, axis=axis)
 
 
-def _best(choices: Sequence[Choice], means: np.ndarray, allowed: Sequence[bool]) -> Scored:
-    """Of equal means the earlier one: a preset before the grid."""
-    number = int(np.where(allowed, means, -np.inf).argmax())
+def _best(choices: Sequence[Choice], means: np.ndarray, allowed: Sequence[bool] | np.ndarray) -> Scored:
+    number = _first_best(np.where(allowed, means, -np.inf))
     return Scored(choices[number], float(means[number]))
+
+
+def _first_best(means: np.ndarray) -> int:
+    """Of equal means the earlier one: a preset before the grid."""
+    return int((means > means.max() - _ROUNDING).argmax())

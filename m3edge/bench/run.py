@@ -67,10 +67,14 @@ def bench(
 
     out: folder for results; given again, finished steps are not repeated
     say: called with a line before each step
-    Raises FormatError for a folder or data that are not what they should be, M3EdgeError when a step fails.
+    Raises NotADirectoryError when OUT cannot be a folder, FormatError for a model folder or data that are not what they
+    should be, M3EdgeError when a step fails.
     """
     import_ir_measures()  # rather now than after the index is built
     out = Path(out)
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path}: expected a folder for results, or none; this is a file")
     dataset = read_beir(settings.data, split=settings.split, n_queries=settings.queries, n_documents=settings.documents)
     runs = [_ModelRun(name, folder, out, settings) for name, folder in _named(models).items()]
     first_query = next(iter(dataset.queries.values()))

@@ -28,8 +28,8 @@ def add_commands(commands: Any) -> None:
     """Add all three to the subparsers of the `m3edge` command."""
     evaluate = commands.add_parser("eval", help="measure retrieval quality on a data set in the BEIR layout")
     evaluate.add_argument("model", type=Path, metavar="MODEL", help="model folder")
-    evaluate.add_argument("data", type=Path, metavar="BEIR_FOLDER", help="corpus.jsonl, queries.jsonl, qrels/test.tsv")
-    evaluate.add_argument("--queries", type=positive, metavar="N", help="only the first N judged queries")
+    evaluate.add_argument("data", type=Path, metavar="BEIR_FOLDER", help="corpus, queries and qrels")
+    _add_query_options(evaluate)
     add_json_option(evaluate)
     add_session_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -56,7 +56,7 @@ def add_commands(commands: Any) -> None:
         metavar="A,B",
         help=f"that compete, of {','.join(LEXICAL)}",
     )
-    tune.add_argument("--metric", default="nDCG@10", help=f"in ir-measures' spelling; {DEFAULT}")
+    tune.add_argument("--metric", default="nDCG@10", help=f"such as R@100, RR@10, P@3 or AP; {DEFAULT}")
     tune.add_argument("--folds", type=positive, default=5, metavar="N", help=f"of the cross-validation; {DEFAULT}")
     add_json_option(tune)
     tune.set_defaults(run=_tune)
@@ -64,6 +64,10 @@ def add_commands(commands: Any) -> None:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="BEIR_FOLDER", help="corpus, queries and qrels")
+    _add_query_options(parser)
+
+
+def _add_query_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help=f"which qrels; {DEFAULT}")
     parser.add_argument("--queries", type=positive, metavar="N", help="only the first N judged queries")
 
@@ -71,7 +75,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from m3edge.evaluation import METRICS, evaluate, read_beir
 
-    dataset = read_beir(options.data, n_queries=options.queries)
+    dataset = read_beir(options.data, split=options.split, n_queries=options.queries)
     result = evaluate(load_encoder(options, options.model), dataset, progress=None)
     if options.json:
         print(json.dumps(result.to_json(), ensure_ascii=False))
@@ -109,9 +113,10 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from m3edge.evaluation import read_beir
+    from m3edge.evaluation import parse_metric, read_beir
     from m3edge.tuning import tune
 
+    parse_metric(options.metric)  # rather now than after the model is loaded
     dataset = read_beir(options.data, split=options.split, n_queries=options.queries)
     folder = options.model or noted_model(options.index)
     with Index.open(options.index, load_encoder(options, folder), progress=None) as index:

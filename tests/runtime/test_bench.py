@@ -172,5 +172,14 @@ def test_what_cannot_be_measured_is_refused_by_name(mini_int8, small_beir, tmp_p
     assert "expected a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
+def test_results_that_cannot_be_put_there_are_refused_before_anything_is_read(mini_int8, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "sub" / "out"):
+        assert main(["bench", str(mini_int8), "--data", "no-data", "--out", str(out)]) == 1
+        assert f"{file}: expected a folder for results, or none; this is a file" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
 def test_two_folders_of_one_name_are_told_apart():
     assert list(_named(["a/mini", "b/mini", "c/mini"])) == ["mini", "mini-2", "mini-3"]

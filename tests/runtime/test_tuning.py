@@ -10,7 +10,7 @@ from m3edge.cli import main
 from m3edge.corpus import Candidates
 from m3edge.errors import FormatError
 from m3edge.evaluation import import_ir_measures, read_beir
-from m3edge.tuning import Choice, tune
+from m3edge.tuning import Choice, Scored, Tuning, Weights, tune
 
 pytest.importorskip("scipy")
 
@@ -75,6 +75,44 @@ def test_where_the_default_is_right_nothing_is_advised(filled, dataset):
     assert not result.beyond_noise
 
 
+def test_differences_of_rounding_error_are_no_gain(filled, dataset):
+    # two thirds of what is judged is in no index: the default is right, and ten times every query's nDCG is rounded
+    theirs = judged_by(filled, dataset, tune(filled, dataset).baseline.choice)
+    theirs = theirs._replace(
+        qrels={id_: {**judged, "elsewhere": 1, "nowhere": 1} for id_, judged in theirs.qrels.items()}
+    )
+    result = tune(filled, theirs, lexical=["m3"])
+    assert result.baseline.value == pytest.approx(1 / (1 + 1 / np.log2(3) + 1 / 2))
+    assert (result.gain, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+    assert result.validated == result.baseline.value
+    assert not result.beyond_noise
+
+
+def test_of_means_that_are_equal_but_for_rounding_the_first_is_best():
+    values = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.0, 0.0, 0.0]])
+    means = np.append(values.mean(axis=1), 0.2)
+    assert len(set(means.tolist())) > 2  # sums in another order differ
+    assert tuning._first_best(means) == 0
+    assert tuning._first_best(means[::-1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "gain", "p_value", "expected"),
+    [
+        ((0.5, 0.5, 0.0), 0.0123, 0.001, True),
+        ((0.5, 0.5, 0.0), 0.00006, 0.001, True),
+        ((0.5, 0.5, 0.0), 0.00004, 0.001, False),  # printed as +0.0000
+        ((0.5, 0.5, 0.0), 0.0123, 0.06, False),
+        ((0.5, 0.5, 0.0), -0.0123, 0.001, False),
+        ((1.0, 0.3, 1.0), 0.0123, 0.001, False),  # nothing new to search with
+    ],
+)
+def test_only_a_gain_that_is_seen_and_by_other_weights_is_beyond_noise(weights, gain, p_value, expected):
+    baseline, best = (Scored(Choice(Weights(*each), "m3"), 0.5) for each in ((1.0, 0.3, 1.0), weights))
+    result = Tuning("nDCG@10", 100, baseline, best, (best,), 0.5 + gain, gain, gain - 0.1, gain + 0.1, p_value)
+    assert result.beyond_noise is expected
+
+
 def test_the_best_of_many_random_choices_is_called_noise(rng):
     values = rng.random((200, 60))
     before, after = values[0], tuning._cross_validated(values, 5, seed=0)
@@ -127,3 +165,22 @@ def test_what_cannot_be_tuned_is_refused_by_name(filled, dataset, mini_fp32, tmp
         tune(filled, strangers)
     assert main(["tune", str(filled.folder), "--data", str(tmp_path)]) == 1
     assert "corpus.jsonl: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metric", ["foo", "BPM", "ERR@10", "Judged@10", "nDCG@0", "nDCG@101", "P", "", None])
+def test_a_metric_that_cannot_be_counted_is_refused_before_anything_is_encoded(filled, dataset, metric, monkeypatch):
+    monkeypatch.setattr(filled, "encoder", None)
+    with pytest.raises(ValueError, match=f"metric must be such as nDCG@10, .* from 1 to 100, got {metric!r}"):
+        tune(filled, dataset, metric=metric)
+
+
+def test_the_command_refuses_a_metric_before_it_reads_anything(capsys):
+    assert main(["tune", "no-index", "--data", "no-data", "--metric", "nDCG@0"]) == 1
+    assert "metric must be such as nDCG@10, R@100, RR@10, P@3 or AP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metric", ["R@100", "RR(rel=1)@10", "P@1", "AP"])
+def test_other_metrics_can_be_tuned_for(filled, dataset, metric):
+    result = tune(filled, dataset, lexical=["m3"], metric=metric)
+    assert result.metric == metric
+    assert 0 < result.baseline.value <= result.best.value <= 1
