@@ -16,7 +16,7 @@ _GROUPS = (encoding, indexing, searching, folders, measuring)  # in the order th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0; 1 for an error, said on stderr, or for damage; 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         code = options.run(options)
         sys.stdout.flush()
@@ -30,6 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("m3edge: interrupted", file=sys.stderr)
         return 130
     return code or 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes the texts that stand before an option, none as well, and leaves those behind it.
+    if (rest and not hasattr(options, "texts")) or any(argument.startswith("-") for argument in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.texts += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

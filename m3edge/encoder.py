@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from m3edge.model_folder import (
 )
 from m3edge.progress import progress_bar
 from m3edge.scoring import sparse_row
-from m3edge.session import Session, open_session
+from m3edge.session import Session, checked_integer, open_session
 from m3edge.tokenization import TokenizedText, Tokenizer
 
 # The three heads, by the name of their part of Embeddings, and the graph output each comes from.
@@ -150,11 +150,10 @@ class Encoder:
         progress: bool | None,
         cancel: threading.Event | None,
     ) -> Embeddings:
-        texts = _checked_texts(texts)
+        texts = checked_texts("texts", texts)
         heads = _checked_heads(heads)
         max_length = self._checked_max_length(max_length)
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        batch_tokens = checked_integer("batch_tokens", batch_tokens)
         blocks = []
         done = 0
         with progress_bar(len(texts), "text", "encoding", progress) as bar:
@@ -166,7 +165,8 @@ class Encoder:
                     mcls_interval=self.mcls_interval,
                 )
                 rows = _BlockRows(self.info, heads, block)
-                for batch in plan_batches([len(text.ids) for text in block], batch_tokens):
+                lengths = [len(text.ids) for text in block]
+                for batch in plan_batches(lengths, batch_tokens, may_pad=self._pads_anyway):
                     if cancel is not None and cancel.is_set():
                         raise CancelledError(f"encoding was cancelled after {done} of {len(texts)} texts")
                     members = [block[i] for i in batch]
@@ -178,10 +178,16 @@ class Encoder:
                 blocks.append(rows.embeddings())
         return concatenate(blocks)
 
+    @property
+    def _pads_anyway(self) -> bool:
+        """Whether batches of equal lengths gain nothing: on a GPU all are padded to a few shapes."""
+        return self.session.provider.partition(":")[0] not in ("cpu", "openvino")
+
     def _checked_max_length(self, max_length: int | None) -> int:
         if max_length is None:
             return self.info.max_length
-        if not 3 <= max_length <= self.info.max_length:
+        max_length = checked_integer("max_length", max_length, least=3)
+        if max_length > self.info.max_length:
             raise ValueError(f"max_length must be from 3 to the model's {self.info.max_length}, got {max_length}")
         return max_length
 
@@ -229,18 +235,19 @@ class _BlockRows:
         )
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_tokens: int, *, may_pad: bool = False) -> Iterator[list[int]]:
     """Group texts of similar length: yields lists of positions, longest texts first.
 
-    A batch's padded size, its longest text times its texts, stays within batch_tokens unless it is one text. A batch
-    that would be padded ends with its last text of the first one's length, if so much is worth a run of its own.
+    A batch's padded size, its longest text times its texts, stays within batch_tokens unless it is one text. Unless
+    `may_pad`, a batch that would be padded ends with its last text of the first one's length, if so much is worth a run
+    of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths stay in input order
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
         batch = order[start : start + max(1, batch_tokens // max(1, longest))]
-        if lengths[batch[-1]] < longest:
+        if lengths[batch[-1]] < longest and not may_pad:
             equal = [i for i in batch if lengths[i] == longest]
             if len(equal) * longest >= _WORTH_A_RUN:
                 batch = equal
@@ -260,21 +267,23 @@ def _padded(texts: Sequence[TokenizedText], pad_id: int) -> tuple[np.ndarray, np
     return input_ids, attention_mask
 
 
-def _checked_texts(texts: str | Sequence[str]) -> list[str]:
-    texts = [texts] if isinstance(texts, str) else list(texts)
+def checked_texts(name: str, texts: str | Iterable[str]) -> list[str]:
+    """One text or several as a list. Raises TypeError, naming the argument, for anything else."""
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be strings, got {type(texts).__name__}")
+    texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{position}] must be a string, got {type(text).__name__}")
+            raise TypeError(f"{name}[{position}] must be a string, got {type(text).__name__}")
     return texts
 
 
 def _checked_mcls_interval(interval: int | None, info: ModelInfo) -> int | None:
     if interval is None:
         return None
-    if isinstance(interval, bool) or not isinstance(interval, int):
-        raise TypeError(f"mcls_interval must be an integer or None, got {type(interval).__name__}")
-    if interval < 2:
-        raise ValueError(f"mcls_interval must be at least 2, got {interval}")
+    interval = checked_integer("mcls_interval", interval, least=2)
     if info.pooling != "cls":
         raise ValueError(f"mcls_interval needs a model that pools by its first token; {info.name!r} takes the mean")
     if not info.mcls:
@@ -282,10 +291,10 @@ def _checked_mcls_interval(interval: int | None, info: ModelInfo) -> int | None:
     return interval
 
 
-def _checked_heads(heads: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(heads, str):
-        heads = (heads,)
-    unknown = [head for head in heads if head not in HEADS]
-    if unknown or not heads:
+def _checked_heads(heads: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(heads, Iterable):
+        raise TypeError(f"heads must be one or more of {list(HEADS)}, got {type(heads).__name__}")
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    if not heads or any(head not in ALL_HEADS for head in heads):
         raise ValueError(f"heads must be one or more of {list(HEADS)}, got {list(heads)}")
     return tuple(dict.fromkeys(heads))

@@ -47,17 +47,31 @@ def split_passages(text: str, encoder: Encoder, max_length: int | None = None) -
         return [Passage(0, len(text))]
     cuts = [_cut_points(text, boundary) for boundary in _BOUNDARIES]
     passages = []
-    first = 0  # index of the passage's first token
-    while first < len(spans):
-        start = int(spans[first, 0])
-        rest_fits = first + room >= len(spans)
-        end = len(text) if rest_fits else _best_cut(cuts, start, limit_at=int(spans[first + room, 0]))
+    start = end = 0
+    while end < len(text):
+        start, end = end, _end_of_passage(text, end, room, spans, cuts, encoder)
         stripped = text[start:end].strip()
         if stripped:
             offset = text.index(stripped, start)
             passages.append(Passage(offset, offset + len(stripped)))
-        first = max(first + 1, int(np.searchsorted(spans[:, 0], end)))
     return passages
+
+
+def _end_of_passage(
+    text: str, start: int, room: int, spans: np.ndarray, cuts: list[np.ndarray], encoder: Encoder
+) -> int:
+    """Where the passage that begins at `start` ends: as many tokens as there is room for, or a better place before."""
+    first = int(np.searchsorted(spans[:, 1], start, side="right"))  # its first token, which may have begun before it
+    for n_tokens in range(room, 0, -1):
+        if first + n_tokens >= len(spans):
+            end = len(text)
+        else:
+            begin = max(start, int(spans[first, 0]))
+            end = max(begin + 1, _best_cut(cuts, begin, limit_at=int(spans[first + n_tokens, 0])))
+        # Alone, a passage that begins within a word has a token more: its own first one.
+        if len(encoder.tokenizer.spans(text[start:end].strip())) <= room:
+            break
+    return end
 
 
 def _prefix_tokens(encoder: Encoder) -> int:

@@ -8,13 +8,17 @@ is a mean over the query's tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
 from m3edge.embeddings import SparseRows, TokenRows
 from m3edge.model_folder import PRESETS
+
+_LARGEST_WEIGHT = 1e6  # beside it a weight of 1 has a digit left in a float32 sum, and no sum becomes infinite
+_SMALLEST_WEIGHT = float(np.finfo(np.float32).tiny)  # where nothing weighs more, scores lose their digits, or all are 0
 
 
 class Weights(NamedTuple):
@@ -28,18 +32,25 @@ class Weights(NamedTuple):
 def resolve_weights(weights: str | Sequence[float], presets: Mapping[str, Sequence[float]] = PRESETS) -> Weights:
     """A preset's name, or three numbers (dense, sparse, tokens), as Weights.
 
-    Raises ValueError for an unknown name, another count of numbers, a negative or non-finite one, or three zeros.
+    Raises TypeError for anything else; ValueError for an unknown name, another count of numbers, one that is not from 0
+    to a million, or three that are 0 in float32.
     """
+    expected = f"three numbers (dense, sparse, tokens) or one of {sorted(presets)}"
     if isinstance(weights, str):
         if weights not in presets:
-            raise ValueError(f"weights must be three numbers or one of {sorted(presets)}, got {weights!r}")
+            raise ValueError(f"weights must be {expected}, got {weights!r}")
         weights = presets[weights]
-    values = [float(value) for value in weights]
+    if isinstance(weights, (Mapping, Set)) or not isinstance(weights, Iterable):
+        raise TypeError(f"weights must be {expected}, got {type(weights).__name__}")
+    values = list(weights)
+    for value in values:
+        if not isinstance(value, Real):
+            raise TypeError(f"weights must be {expected}, got {type(value).__name__} among them")
     if len(values) != 3:
-        raise ValueError(f"weights must be three numbers (dense, sparse, tokens), got {len(values)}")
-    if not all(np.isfinite(values)) or min(values) < 0 or max(values) == 0:
-        raise ValueError(f"weights must be finite, at least 0 and not all 0, got {values}")
-    return Weights(*values)
+        raise ValueError(f"weights must be {expected}, got {len(values)} numbers")
+    if not all(0 <= value <= _LARGEST_WEIGHT for value in values) or max(values) < _SMALLEST_WEIGHT:
+        raise ValueError(f"weights must be from 0 to {_LARGEST_WEIGHT:g} and not all 0, got {values}")
+    return Weights(*map(float, values))
 
 
 def sparse_row(
@@ -67,9 +78,10 @@ def sparse_row(
 def dense_scores(query: np.ndarray, passages: np.ndarray) -> np.ndarray:
     """s_dense = ⟨e_q, e_p⟩ of one query with each passage.
 
-    query: float32 [dim]; passages: float32 [n, dim]; returns float32 [n]
+    query: float32 [dim]; passages: float32 [n, dim]; returns float32 [n], of equal passages equal scores
     """
-    return passages @ query
+    # BLAS adds up the last rows of a matrix in another order, and equal passages would no longer tie.
+    return np.einsum("ij,j->i", passages, query)
 
 
 def lexical_scores(query: SparseRows, passages: SparseRows) -> np.ndarray:

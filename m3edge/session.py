@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import operator
 import os
 import platform
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 
 from m3edge import openvino_engine
 from m3edge.errors import FormatError, M3EdgeError, ProviderError
-from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, STATIC_GRAPH
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, STATIC_GRAPH, longest_text
 
 # The names users write, and onnxruntime's.
 ONNXRUNTIME_PROVIDERS = {
@@ -63,20 +64,24 @@ class OnnxruntimeSession:
 
     On a GPU, whose memory pool keeps a place for every shape it has seen, batches are padded to a few shapes. What is
     not asked for stays on the device.
+
+    max_length: tokens of the model's longest text, beyond which nothing is padded: it may have no more positions
     """
 
-    def __init__(self, session: Any, provider: str, n_threads: int) -> None:
+    def __init__(self, session: Any, provider: str, n_threads: int, max_length: int = sys.maxsize) -> None:
         self._session = session
         self.provider = provider
         self.n_threads = n_threads
         self._in_buckets = provider != "cpu"
+        self._max_length = max_length
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Run one batch; see Session."""
         if not self._in_buckets:
             return self._session.run(list(outputs), dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
         n_texts, length = input_ids.shape
-        padding = [(0, bucket(size) - size) for size in input_ids.shape]
+        padded_length = min(bucket(length), max(length, self._max_length))
+        padding = [(0, bucket(n_texts) - n_texts), (0, padded_length - length)]
         # Padding is what the mask leaves out; the ids are those of a text, so that they are in the vocabulary.
         padded = np.pad(input_ids, padding, mode="edge"), np.pad(attention_mask, padding)
         padded[1][n_texts:, 0] = 1  # a text of nothing but padding would be an average of nothing
@@ -111,6 +116,8 @@ def open_session(
     hint:      "latency", or "throughput" where many threads call at once; OpenVINO's, other engines do without
     Raises ProviderError when the provider is not installed or does not really run; ImportError without its package.
     """
+    if not isinstance(provider, str):
+        raise TypeError(f"provider must be a string such as 'auto', got {type(provider).__name__}")
     engine, _, device = provider.partition(":")
     if provider != "auto" and (engine not in PROVIDERS or (":" in provider and (engine != "openvino" or not device))):
         raise ValueError(
@@ -118,14 +125,25 @@ def open_session(
         )
     if hint not in openvino_engine.HINTS:
         raise ValueError(f"hint must be one of {openvino_engine.HINTS}, got {hint!r}")
-    if n_threads is not None and n_threads < 1:
-        raise ValueError(f"n_threads must be at least 1, got {n_threads}")
-    n_threads = n_threads or available_cpus()
+    n_threads = available_cpus() if n_threads is None else checked_integer("n_threads", n_threads)
     if provider == "auto":
         return _open_best(folder, n_threads, cache, hint)
     if engine == openvino_engine.NAME:
         return openvino_engine.open_openvino(folder, device or "CPU", n_threads, cache, hint)
     return _open_installed(folder, provider, n_threads)
+
+
+def checked_integer(name: str, value: SupportsIndex, *, least: int = 1) -> int:
+    """An argument that must be an integer, Python's or NumPy's, as an int. Raises TypeError or ValueError naming it."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
 
 
 def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:
@@ -203,14 +221,26 @@ def products_saturate(machine: str | None = None, cpuinfo: Path = _CPUINFO) -> b
 
 
 def multiplies_bytes(machine: str | None = None, cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this is an x86 that is known to have VNNI: 8-bit products at four times float32's rate."""
+    """Whether this is an x86 that is known to have VNNI: 8-bit products at four times float32's rate.
+
+    Only Linux has /proc/cpuinfo; elsewhere the native kernels know, where they are installed.
+    """
     if not _is_x86(machine):
         return False
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
     except (OSError, StopIteration):
-        return False
-    return bool({"avx512_vnni", "avx_vnni"} & set(flags))
+        flags = _native_instruction_sets()
+    return not {"avx512_vnni", "avx_vnni", "avx512-vnni", "avx-vnni"}.isdisjoint(flags)
+
+
+def _native_instruction_sets() -> list[str]:
+    """Those of the native kernels that this CPU has; none without a compiler at installation."""
+    try:
+        from m3edge import _native
+    except ImportError:
+        return []
+    return list(_native.instruction_sets())
 
 
 def _is_x86(machine: str | None) -> bool:
@@ -269,4 +299,4 @@ def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> Onnx
             f"provider {provider!r} is installed but onnxruntime fell back to {running[0]}: "
             "its driver or libraries (for CUDA: the driver, CUDA and cuDNN of the version it was built for) are missing"
         )
-    return OnnxruntimeSession(session, provider, n_threads)
+    return OnnxruntimeSession(session, provider, n_threads, longest_text(folder))

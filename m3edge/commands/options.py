@@ -49,11 +49,13 @@ def load_encoder(options: argparse.Namespace, model: Path) -> Encoder:
 
 
 def noted_model(index_folder: Path) -> Path:
-    """The model folder that `m3edge index` noted in an index. Raises ValueError when there is no such note."""
+    """The model folder that `m3edge index` noted in an index. Raises ValueError without such a note or folder."""
     with Index.open(index_folder) as index:
         noted = index.note("model_folder")
     if noted is None:
         raise ValueError(f"{index_folder} does not say where its model folder is; name it with --model")
+    if not Path(noted).is_dir():
+        raise ValueError(f"{index_folder}: its model folder, {noted}, is not there any more; name another with --model")
     return Path(noted)
 
 

@@ -157,9 +157,11 @@ class DenseIndex:
         return self._graph is not None and self._graph.is_rebuilt
 
     def close(self) -> None:
-        """Let go of files that are open."""
+        """Let go of files that are open or mapped; it must not be asked for anything any more."""
         if self._graph is not None:
             self._graph.close()
+            self._graph = None  # what would build it has the vectors, too
+        self._vectors = GrowingArray(np.empty((0, self._dim), np.float32))
 
     def load_vectors(self, path: Path, rows: np.ndarray, alive: np.ndarray) -> None:
         """Take what was saved, before anything is added; vectors are mapped and not read.

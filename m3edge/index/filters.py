@@ -5,7 +5,7 @@ A filter is a mapping; a document passes when all of its entries hold:
     {"lang": "de", "year": {"$gte": 2020, "$lt": 2025}, "$or": [{"tags": "new"}, {"rating": {"$exists": False}}]}
 
 field: value        the same as field: {"$eq": value}
-$eq $ne $in $nin    a string, a finite number, true, false or None; $in and $nin: a list of them
+$eq $ne $in $nin    a string, a finite number, True, False or None; $in and $nin: a list, or another iterable, of them
 $gt $gte $lt $lte   a number or a string
 $exists             True or False
 $not                within a field: its operators; outside: a filter
@@ -16,14 +16,19 @@ its elements, and a test holds when it holds for one of them. Numbers are compar
 strings, by code point, and true, false and None are only themselves: True is not 1. Where nothing fits a test, it does
 not hold, and $ne, $nin and $not are what $eq, $in and their operators are not: a missing field passes these three and
 {"$exists": False}, and no other. A field that is there with None, {} or [] exists.
+
+A document's id is no metadata: {"id": "d7"} asks for a field of that name. A key that begins with $ can be stored, but
+no filter can ask for it. NumPy's numbers, strings and booleans count as Python's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
 
 _MAX_DEPTH = 32  # of filters within filters
 
@@ -138,16 +143,17 @@ def _parse_operator(place: str, field: str, name: Any, operand: Any, depth: int)
         equals = Equals(field, frozenset({_scalar(place, operand)}))
         return equals if name == "$eq" else Not(equals)
     if name in ("$in", "$nin"):
-        if not isinstance(operand, (list, tuple, set, frozenset)):
+        if not _holds_several(operand):
             raise ValueError(f"{place} must be a list, got {_shown(operand)}")
         equals = Equals(field, frozenset(_scalar(f"{place}[{i}]", value) for i, value in enumerate(operand)))
         return equals if name == "$in" else Not(equals)
     if name in ("$gt", "$gte", "$lt", "$lte"):
         bound = _scalar(place, operand)
         if bound.kind not in (_NUMBER, _STRING):
-            raise ValueError(f"{place} must be a number or a string, got {_shown(operand)}")
+            raise ValueError(f"{place} must be a number or a string, got {_shown(bound.value)}")
         return Compares(field, name, bound)
     if name == "$exists":
+        operand = _plain(operand)
         if not isinstance(operand, bool):
             raise ValueError(f"{place} must be True or False, got {_shown(operand)}")
         return Exists(field) if operand else Not(Exists(field))
@@ -160,13 +166,23 @@ def _parse_operator(place: str, field: str, name: Any, operand: Any, depth: int)
 
 
 def _scalar(place: str, value: Any) -> Value:
+    value = _plain(value)
     kind = kind_of(value)
     if kind is None:
-        hint = "; use $in for several values" if isinstance(value, (list, tuple, set)) else ""
+        hint = "; use $in for several values" if _holds_several(value) else ""
         raise ValueError(f"{place} must be a string, a number, True, False or None, got {_shown(value)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{place} must be finite, got {value}")
     return Value(kind, value)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own; not a date, of which a number might come."""
+    return value.item() if isinstance(value, np.generic) and value.dtype.kind in "biufU" else value
+
+
+def _holds_several(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
 
 
 def _shown(value: Any) -> str:

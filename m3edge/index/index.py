@@ -203,6 +203,7 @@ class Index:
         """
         self._refuse_inside_transaction("begin another")
         with self._exclusively():
+            self._view.make_ready_to_write(progress=progress)
             with open_writing(self._store, self.encoder) as writing:
                 self._writing = writing
                 try:
@@ -210,7 +211,13 @@ class Index:
                 finally:
                     self._writing = None
             self._view.refresh(progress=progress)
-            self._view.trim_wal()
+            try:
+                self._view.trim_wal()
+            except OSError as error:
+                message = (
+                    f"{self.folder}: all is written and safe, but SQLite's write-ahead log goes on growing ({error})"
+                )
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
 
     def add(
         self,
@@ -285,8 +292,14 @@ class Index:
     # Looking after it
 
     def refresh(self, *, progress: bool | None = False) -> None:
-        """Take over what other processes committed since; an Index sees its own writes without it."""
+        """Take over what other processes committed since; an Index sees its own writes without it.
+
+        Where another index took this one's place (built elsewhere, then renamed), it is that one which is searched from
+        now on. Raises ModelMismatchError when its model or its other settings differ.
+        """
         self._view.refresh(progress=progress)
+        with suppress(OSError):  # who only reads need not know of a disk that is full
+            self._view.trim_wal()
 
     def check(self, *, progress: bool | None = False) -> CheckReport:
         """Compare every file with its checksums; reads everything. Index.repair mends what can be mended."""
@@ -354,8 +367,8 @@ class Index:
         with self._write_lock, writer_lock(self.folder):
             with self._view.reading():
                 pass  # refuses when it is closed
-            self._writer_thread = threading.get_ident()
             try:
+                self._writer_thread = threading.get_ident()
                 yield
             finally:
                 self._writer_thread = None

@@ -15,10 +15,11 @@ import numpy as np
 
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder, checked_texts
-from m3edge.errors import CancelledError, ModelMismatchError
+from m3edge.errors import CancelledError
 from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.filters import Condition, parse_filter
+from m3edge.index.given import checked_embeddings
 from m3edge.index.search import Ranking, SearchOptions, TokenScorer, distinct, needed_heads, search
 from m3edge.index.snapshot import Snapshot, require_documents
 from m3edge.index.sparse import LEXICAL
@@ -110,7 +111,9 @@ class Searcher:
         """The best documents for each of several queries, as Index.search_batch says."""
         if isinstance(queries, str):
             raise TypeError("queries must be several texts, got one string; put it in a list")
-        if not isinstance(queries, Embeddings):
+        if isinstance(queries, Embeddings):
+            queries = checked_embeddings("queries", queries, needed_heads(options.weights), self._model)
+        else:
             queries = checked_texts("queries", queries)
         hits: list[list[Hit]] = []
         with (
@@ -157,7 +160,7 @@ class Searcher:
         self, queries: Sequence[str] | Embeddings, weights: Weights, cancel: threading.Event | None
     ) -> Embeddings:
         if isinstance(queries, Embeddings):
-            return self._checked_embeddings(queries, needed_heads(weights), weights)
+            return queries
         return self._need_encoder("search for texts").encode_queries(
             queries, heads=needed_heads(weights), cancel=cancel
         )
@@ -170,19 +173,7 @@ class Searcher:
             raise TypeError(f"query must be a string or Embeddings, got {type(query).__name__}")
         if len(query) != 1:
             raise ValueError(f"query must be the embeddings of one text, got {len(query)}")
-        return self._checked_embeddings(query, heads, weights)
-
-    def _checked_embeddings(self, query: Embeddings, heads: Sequence[str], weights: Weights) -> Embeddings:
-        missing = [head for head in heads if getattr(query, head) is None]
-        if missing:
-            raise ValueError(f"query has no {' and no '.join(missing)} part, which weights {tuple(weights)} need")
-        for head, vectors, dim in (
-            ("dense", query.dense, self._model["dense_dim"]),
-            ("tokens", query.tokens and query.tokens.vectors, self._model["token_dim"]),
-        ):
-            if head in heads and vectors is not None and vectors.shape[1] != dim:
-                raise ModelMismatchError(f"query's {head} vectors are {vectors.shape[1]} wide, the index's {dim}")
-        return query
+        return checked_embeddings("query", query, heads, self._model)
 
     def _explain(self, query: str, embeddings: Embeddings, hit: Hit, lexical: str) -> Explanation:
         encoder = self._need_encoder("explain a hit")

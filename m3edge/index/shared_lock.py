@@ -4,46 +4,68 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+
+class _Turn:
+    """A thread that holds the lock, or waits for it at its gate."""
+
+    def __init__(self, *, exclusive: bool) -> None:
+        self.exclusive = exclusive
+        self.thread = threading.get_ident()
+        self.gate = threading.Lock()
+        self.gate.acquire()
 
 
 class SharedLock:
-    """Whoever waits for it exclusively goes before those who come later, or searches without a pause would keep a
-    writer waiting for ever. Not reentrant."""
+    """First come, first served: neither do searches without a pause keep a writer waiting for ever, nor does a writer
+    that asks for it again and again go before the searches that wait. Not reentrant.
+
+    Ctrl-C raises KeyboardInterrupt between any two calls of the main thread, within a `finally`, too. So who holds the
+    lock and who waits for it is one list, and whatever is done to it can be done twice.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._shared = 0
-        self._exclusive = False
-        self._waiting = 0
+        self._line: list[_Turn] = []  # as they came; the first, and all behind it that share it with it, hold the lock
+        self._changing = threading.Lock()  # for a change of the line; written in C, its `with` is never interrupted
+
+    def shared(self) -> AbstractContextManager[None]:
+        return self._held(exclusive=False)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return self._held(exclusive=True)
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            while self._exclusive or self._waiting:
-                self._changed.wait()
-            self._shared += 1
+    def _held(self, *, exclusive: bool) -> Iterator[None]:
+        turn = _Turn(exclusive=exclusive)
         try:
+            with self._changing:
+                if exclusive:
+                    # This thread would wait for itself: an interrupt between two steps of a caller's `with` left its
+                    # turn here, for as long as somebody keeps the traceback.
+                    self._line = [other for other in self._line if other.thread != turn.thread]
+                self._line.append(turn)
+                self._open_gates()
+            turn.gate.acquire()
             yield
         finally:
-            with self._changed:
-                self._shared -= 1
-                if not self._shared:
-                    self._changed.notify_all()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        with self._changed:
-            self._waiting += 1
             try:
-                while self._exclusive or self._shared:
-                    self._changed.wait()
-                self._exclusive = True
-            finally:
-                self._waiting -= 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._exclusive = False
-                self._changed.notify_all()
+                self._leave(turn)
+            except BaseException:  # an interrupt, before or within it
+                self._leave(turn)
+                raise
+
+    def _leave(self, turn: _Turn) -> None:
+        with self._changing:
+            if turn in self._line:
+                self._line.remove(turn)
+            self._open_gates()
+
+    def _open_gates(self) -> None:
+        for place, turn in enumerate(self._line):
+            if turn.exclusive and place > 0:
+                return
+            if turn.gate.locked():  # whoever came in has closed it behind them, and does not mind that it opens again
+                turn.gate.release()
+            if turn.exclusive:
+                return

@@ -108,8 +108,22 @@ class Store:
         except FileNotFoundError:
             return 0
 
-    def checkpoint(self) -> None:
-        """Bring what is in the write-ahead log into the file itself and empty it, as far as no snapshot needs it."""
+    def file(self) -> tuple[int, int]:
+        """Which file it is: another one once another folder took this one's place."""
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino
+
+    def checkpoint(self) -> bool:
+        """Bring what is in the write-ahead log into the file itself, as far as no snapshot needs it as it is.
+
+        Returns whether that was all of it: a snapshot made from now on needs nothing of the log.
+        """
+        with explained(self.path), closing(connect(self.path)) as connection:
+            was_busy, n_pages, n_done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return not was_busy and n_pages == n_done
+
+    def empty_wal(self) -> None:
+        """Let the write-ahead log begin anew, unless a snapshot needs something of it."""
         with explained(self.path), closing(connect(self.path)) as connection:
             connection.execute("PRAGMA busy_timeout = 0")  # a reader may keep its snapshot for hours
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

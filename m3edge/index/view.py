@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import NamedTuple
 
-from m3edge.errors import FormatError, IndexLockedError
+from m3edge.errors import FormatError, IndexLockedError, ModelMismatchError
 from m3edge.index.derived import Stamp, read_derived, remove_leftovers
 from m3edge.index.graph import HnswConfig
 from m3edge.index.shared_lock import SharedLock
@@ -24,7 +24,11 @@ from m3edge.index.writer_lock import writer_lock
 from m3edge.index.writing import open_tokens, settle
 
 _LARGE_WAL_BYTES = 16 << 20  # SQLite's own limit is 4 MB, but our snapshot keeps it from starting over by itself
-_ATTEMPTS = 3  # to open an index that is being compacted
+_ATTEMPTS = 3  # to open an index that is being compacted, or whose folder another one takes
+_OUTDATED = (FormatError, FileNotFoundError)  # what a file that was removed or replaced meanwhile may raise
+
+# What an open index relies on, and what it is in indexes that are older than the setting.
+_FIXED_SETTINGS = {"model": None, "dense": "hnsw", "token_codec": "fp16", "token_pooling": 1}
 
 
 class Current(NamedTuple):
@@ -46,7 +50,7 @@ class View:
         self._lock = SharedLock()  # shared: searching; exclusive: changing the graph or what is current
         self._refresh_lock = threading.Lock()
         self._closed = False
-        self._current = self._load(progress)
+        self._file, self._current = self._load(progress)
 
     @contextmanager
     def reading(self) -> Iterator[Current]:
@@ -61,36 +65,41 @@ class View:
         with self._refresh_lock:
             with self.reading() as current:
                 pass
-            snapshot = self._store.snapshot()
+            found = self._newer(current, progress)
+            if found is None:
+                return
+            file, new = found
             try:
-                if snapshot.generation == current.snapshot.generation:
-                    snapshot.close()
-                    return
-                if snapshot.epoch == current.snapshot.epoch:
-                    new = self._up_to(snapshot, current.state, progress)
-                else:
-                    snapshot.close()
-                    new = self._load(progress)
+                with self._lock.exclusive():
+                    new.state.take_over()
+                    self._file, self._current = file, new
             except BaseException:
-                snapshot.close()
+                if self._current is not new:
+                    new.snapshot.close()
                 raise
-            with self._lock.exclusive():
-                new.state.take_over()
-                self._current = new
             current.snapshot.close()
 
-    def trim_wal(self, at_least: int = _LARGE_WAL_BYTES) -> None:
-        """Let SQLite begin its write-ahead log anew, which our own snapshot would prevent for ever.
+    def make_ready_to_write(self, *, progress: bool | None) -> None:
+        """Before a transaction: turn to the index that it will write to, where another took this one's place, and let
+        the write-ahead log begin anew: after it, those who refresh later still have older snapshots."""
+        if self._store.file() != self._file:
+            self.refresh(progress=progress)
+        with suppress(OSError):  # a disk that is full says so when it is written to
+            self.trim_wal()
 
-        The caller holds the writer's lock, and has refreshed.
+    def trim_wal(self, at_least: int = _LARGE_WAL_BYTES) -> None:
+        """Let SQLite begin its write-ahead log anew once it is so large: our own snapshot would prevent it for ever.
+
+        Others' snapshots prevent it, too, until they refresh. Searches go on meanwhile. Raises OSError when there is no
+        room for what is in the log.
         """
-        if self._store.wal_bytes() >= at_least:
-            with self._refresh_lock, self._lock.exclusive():
-                self._current.snapshot.close()
-                try:
-                    self._store.checkpoint()
-                finally:
-                    self._current = self._current._replace(snapshot=self._store.snapshot())
+        with self._refresh_lock:
+            if self._closed or self._store.wal_bytes() < at_least:
+                return
+            self._renew_snapshot()  # a file that was written anew lies behind ours, in the same generation
+            if self._store.checkpoint():
+                self._renew_snapshot()
+                self._store.empty_wal()
 
     def save_derived(self) -> None:
         """Save the state, unless what is saved is as new, or it has nothing, or it is no longer the newest.
@@ -132,13 +141,58 @@ class View:
             saved = None
         state = current.state
         is_new = saved is None or saved.stamp < state.stamp or (saved.stamp == state.stamp and state.wants_saving)
-        if state.stamp.generation and is_new and not _is_older(current.snapshot, self._store):
+        if state.stamp.generation and is_new and not self._is_outdated(self._file, current.snapshot):
             state.save(self._folder, current.snapshot)
             self.remove_leftovers()
 
-    def _load(self, progress: bool | None) -> Current:
-        """The newest snapshot with all it needs: from derived files as far as they go, else from the documents."""
+    def _renew_snapshot(self) -> None:
+        """The same generation in a new snapshot, which needs no older pages; nothing where another is committed."""
+        snapshot = self._store.snapshot()
+        try:
+            if self._store.file() != self._file or snapshot.generation != self._current.snapshot.generation:
+                snapshot.close()
+                return
+            with self._lock.exclusive():
+                old, self._current = self._current.snapshot, self._current._replace(snapshot=snapshot)
+        except BaseException:
+            if self._current.snapshot is not snapshot:
+                snapshot.close()
+            raise
+        old.close()
+
+    def _newer(self, current: Current, progress: bool | None) -> tuple[tuple[int, int], Current] | None:
+        """What is committed now, and in which file; None where that is what is current."""
+        file = self._store.file()
+        with ExitStack() as unused:
+            snapshot = unused.enter_context(closing(self._store.snapshot()))
+            if file != self._file:
+                self._check_successor(current.snapshot, snapshot)
+            elif snapshot.generation == current.snapshot.generation and self._store.file() == file:
+                return None
+            elif snapshot.epoch == current.snapshot.epoch:
+                try:
+                    new = self._up_to(file, snapshot, current.state, progress)
+                    unused.pop_all()
+                    return file, new
+                except _OUTDATED:
+                    if not self._is_outdated(file, snapshot):
+                        raise
+        return self._load(progress)
+
+    def _check_successor(self, ours: Snapshot, theirs: Snapshot) -> None:
+        """Refuse another index in this one's folder that is not searched in the same way."""
+        Store(self._folder)  # raises FormatError for a newer version
+        for key, default in _FIXED_SETTINGS.items():
+            if ours.meta(key, default) != theirs.meta(key, default):
+                raise ModelMismatchError(
+                    f"{self._folder}: another index took its place, with another {key.replace('_', ' ')}; open it again"
+                )
+
+    def _load(self, progress: bool | None) -> tuple[tuple[int, int], Current]:
+        """The newest snapshot with all it needs, and its file: from derived files as far as they go, else from the
+        documents."""
         for attempt in range(_ATTEMPTS):
+            file = self._store.file()
             snapshot = self._store.snapshot()
             dim, config = snapshot.meta("model")["dense_dim"], HnswConfig(**snapshot.meta("hnsw"))
             dense_mode = snapshot.meta("dense", "hnsw")  # older indexes all had a graph
@@ -155,29 +209,29 @@ class View:
                 state = SearchState(dim, config, self._n_threads, dense_mode, snapshot.epoch)
                 state.is_mended = True
             try:
-                current = self._up_to(snapshot, state, progress)
+                current = self._up_to(file, snapshot, state, progress)
                 current.state.take_over()
-                return current
-            except FormatError:
+                return file, current
+            except _OUTDATED:
                 snapshot.close()
-                if attempt + 1 == _ATTEMPTS or not _is_older(snapshot, self._store):
+                if attempt + 1 == _ATTEMPTS or not self._is_outdated(file, snapshot):
                     raise
-                # else it was compacted meanwhile, and its token file is gone
+                # else it was compacted meanwhile, and its token file is gone, or another index took its place
             except BaseException:
                 snapshot.close()
                 raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _up_to(self, snapshot: Snapshot, state: SearchState, progress: bool | None) -> Current:
+    def _up_to(self, file: tuple[int, int], snapshot: Snapshot, state: SearchState, progress: bool | None) -> Current:
         tokens = open_tokens(self._folder, snapshot)
         tokens.map_rows(snapshot.token_rows)
         if state.stamp.generation != snapshot.generation:
             state = state.successor(snapshot, self._lock, progress=progress)
+        if self._store.file() != file:
+            raise FormatError(f"{self._folder}: another index took its place while it was read; open it again")
         return Current(snapshot, tokens, state)
 
-
-def _is_older(snapshot: Snapshot, store: Store) -> bool:
-    """Whether something was committed since this snapshot."""
-    newest = store.snapshot()
-    newest.close()
-    return newest.generation != snapshot.generation
+    def _is_outdated(self, file: tuple[int, int], snapshot: Snapshot) -> bool:
+        """Whether something was committed since this snapshot of this file, or another file took its place."""
+        with closing(self._store.snapshot()) as newest:
+            return self._store.file() != file or newest.generation != snapshot.generation

@@ -22,17 +22,25 @@ def writer_lock(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK_FILE, timeout=wait_s, thread_local=False)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise IndexLockedError(
-            f"{folder}: process {_holder(folder)} is writing to this index; wait until it is done, or end it"
-        ) from error
-    try:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            holder = _holder(folder)
+            who, remedy = f"process {holder}", "end it"
+            if holder == str(os.getpid()):
+                who, remedy = f"another Index object of this process ({holder})", "let all threads share one"
+            raise IndexLockedError(
+                f"{folder}: {who} is writing to this index; wait until it is done, or {remedy}"
+            ) from error
         with naming(folder / PID_FILE):
             (folder / PID_FILE).write_text(str(os.getpid()))
         yield
     finally:
-        lock.release()
+        try:
+            lock.release(force=True)
+        except BaseException:  # Ctrl-C before it or within it: this process would lock itself out
+            lock.release(force=True)
+            raise
 
 
 def _holder(folder: Path) -> str:

@@ -15,7 +15,8 @@ from m3edge.embeddings import Embeddings, TokenRows
 from m3edge.encoder import Encoder
 from m3edge.errors import CancelledError
 from m3edge.index.derived import forget_newer
-from m3edge.index.documents import Document, blocks, checked_documents, checked_embeddings
+from m3edge.index.documents import Document, blocks, checked_documents
+from m3edge.index.given import checked_embeddings
 from m3edge.index.pooling import pool_tokens
 from m3edge.index.snapshot import Snapshot
 from m3edge.index.store import Store
@@ -55,10 +56,14 @@ class Writing:
     ) -> AddReport:
         """Add documents, those of one block after the other: all of them or, when it raises, none."""
         if embeddings is not None:
+            if not isinstance(embeddings, Embeddings):
+                raise TypeError(f"embeddings must be Embeddings, got {type(embeddings).__name__}")
             documents = list(documents)
-            if isinstance(embeddings, Embeddings) and not self._keeps_tokens:
+            if len(embeddings) != len(documents):
+                raise ValueError(f"embeddings must be of the {len(documents)} documents, got {len(embeddings)}")
+            if not self._keeps_tokens:
                 embeddings = dataclasses.replace(embeddings, tokens=self._no_tokens(len(embeddings)))
-            embeddings = checked_embeddings(embeddings, documents, self._model["dense_dim"], self._model["token_dim"])
+            embeddings = checked_embeddings("embeddings", embeddings, ("dense", "sparse", "tokens"), self._model)
         elif self._encoder is None:
             raise ValueError("to add documents, give their embeddings or open the index with its encoder")
         total = len(documents) if isinstance(documents, Sequence) else None
@@ -115,22 +120,24 @@ def open_writing(store: Store, encoder: Encoder | None) -> Iterator[Writing]:
     """A transaction, durable once the block ends and undone when it raises. The caller holds the writer's lock."""
     settle(store)
     with store.transaction() as transaction:
-        forget_newer(store.path.parent, transaction.generation)
         tokens = open_tokens(store.path.parent, transaction)
         yield Writing(transaction, tokens, encoder)
         tokens.sync()  # before the commit that speaks of them
 
 
 def settle(store: Store) -> None:
-    """See to it that no commit that failed comes back, before what it speaks of is written over or removed.
+    """Before anything is written: nothing that counts no more, or not yet, may come to count by what is written next.
+
+    Derived files that are newer than the store belong to generations that it will never have: they are forgotten.
 
     A commit whose last sync failed may stand whole in the write-ahead log, where no process that is running sees it;
     when all are gone, the log is read anew, and it counts. It speaks of token rows behind those in use, or of the next
-    epoch's file. Where there are such, something else is committed, which takes its place in the log. The caller holds
-    the writer's lock.
+    epoch's file. Where there are such, something else is committed, which takes its place in the log, before they are
+    written over or removed. The caller holds the writer's lock.
     """
     folder = store.path.parent
     with closing(store.snapshot()) as snapshot:
+        forget_newer(folder, snapshot.generation)
         tokens, n_rows = open_tokens(folder, snapshot), snapshot.token_rows
         if tokens.rows_on_disk() <= n_rows and not open_tokens(folder, snapshot, later=1).path.exists():
             return

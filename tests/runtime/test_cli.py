@@ -39,6 +39,15 @@ def test_encode_prints_one_object_a_text(run, mini_fp32):
     assert set(first) == {"text", "dense", "sparse"}
 
 
+def test_encode_takes_texts_before_and_behind_its_options(run, mini_fp32, capsys):
+    code, out, _ = run("encode", mini_fp32, "--heads", "sparse", "one text", "another")
+    assert code == 0
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["one text", "another"]
+    with pytest.raises(SystemExit, match="2"):
+        run("encode", mini_fp32, "one text", "--head", "sparse", "--nonsense")
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
+
+
 def test_encode_reads_texts_from_stdin(mini_fp32):
     command = [sys.executable, "-m", "m3edge.cli", "encode", str(mini_fp32), "-", "--heads", "dense"]
     result = subprocess.run(command, input="a\nb\n", capture_output=True, text=True, check=True)

@@ -120,19 +120,41 @@ def test_a_none_among_the_texts_is_named(encoder):
         encoder.encode(["a", None, "b"])
 
 
+@pytest.mark.parametrize("texts", [None, 3, b"text"])
+def test_what_is_no_text_and_holds_none_is_refused(encoder, texts):
+    with pytest.raises(TypeError, match=f"texts must be strings, got {type(texts).__name__}"):
+        encoder.encode(texts)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"heads": ["dense", "lexical"]}, "heads must be one or more of"),
-        ({"heads": []}, "heads must be one or more of"),
-        ({"max_length": 100_000}, "max_length must be from 3 to the model's 512"),
-        ({"max_length": 2}, "max_length must be from 3"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+        ({"heads": ["dense", "lexical"]}, ValueError, "heads must be one or more of"),
+        ({"heads": []}, ValueError, "heads must be one or more of"),
+        ({"heads": iter([])}, ValueError, "heads must be one or more of"),
+        ({"heads": [["dense"]]}, ValueError, "heads must be one or more of"),
+        ({"heads": None}, TypeError, "heads must be one or more of .* got NoneType"),
+        ({"max_length": 100_000}, ValueError, "max_length must be from 3 to the model's 512"),
+        ({"max_length": 2}, ValueError, "max_length must be at least 3, got 2"),
+        ({"max_length": 10.5}, TypeError, "max_length must be an integer, got float"),
+        ({"max_length": "8"}, TypeError, "max_length must be an integer, got str"),
+        ({"batch_tokens": 0}, ValueError, "batch_tokens must be at least 1"),
+        ({"batch_tokens": 100.5}, TypeError, "batch_tokens must be an integer, got float"),
+        ({"batch_tokens": True}, TypeError, "batch_tokens must be an integer, got bool"),
     ],
 )
-def test_wrong_arguments_say_what_was_expected(encoder, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_say_what_was_expected(encoder, arguments, error, message):
+    with pytest.raises(error, match=message):
         encoder.encode("text", **arguments)
+
+
+def test_heads_may_be_a_generator_and_numbers_numpys(encoder):
+    heads = (head for head in ("dense", "sparse"))
+    result = encoder.encode(TEXTS, heads=heads, max_length=np.int64(8), batch_tokens=np.int32(64))
+    expected = encoder.encode(TEXTS, heads=("dense", "sparse"), max_length=8, batch_tokens=64)
+    assert result.dense.tolist() == expected.dense.tolist()
+    assert result.sparse.weights.tolist() == expected.sparse.weights.tolist()
+    assert result.tokens is None
 
 
 def test_heads_that_are_not_asked_for_are_none(encoder):
@@ -220,3 +242,4 @@ def test_batches_stay_within_the_token_bound_and_lose_nothing():
 def test_texts_of_equal_length_go_without_padding_where_they_are_worth_a_run():
     assert list(plan_batches([40, 40, 39, 39], 160)) == [[0, 1], [2, 3]]
     assert list(plan_batches([40, 39, 39], 160)) == [[0, 1, 2]]
+    assert list(plan_batches([40, 40, 39, 39], 160, may_pad=True)) == [[0, 1, 2, 3]]

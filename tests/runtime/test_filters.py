@@ -145,9 +145,16 @@ def test_what_passes_is_what_the_definition_says_however_documents_were_added(me
         ({"a": [1, 2]}, r"filter\.a must be a string, .* got list; use \$in"),
         ({"a": {"$in": "xy"}}, r"filter\.a\.\$in must be a list, got 'xy'"),
         ({"a": {"$in": [1, [2]]}}, r"filter\.a\.\$in\[1\] must be a string"),
+        ({"a": {"$in": {"b": 1}}}, r"filter\.a\.\$in must be a list, got dict"),
+        ({"a": {"$in": b"xy"}}, r"filter\.a\.\$in must be a list, got bytes"),
+        ({"a": {"$in": 5}}, r"filter\.a\.\$in must be a list, got 5"),
+        ({"a": np.array([1, 2])}, r"filter\.a must be a string, .* got ndarray; use \$in"),
+        ({"a": np.datetime64("2020-01-01", "ns")}, r"filter\.a must be a string, .* got datetime64"),
+        ({"a": {"$gt": np.True_}}, "must be a number or a string, got True"),
         ({"a": {"$exists": 1}}, r"filter\.a\.\$exists must be True or False, got 1"),
         ({"a": {"$not": 1}}, r"filter\.a\.\$not must hold operators"),
         ({"a": float("nan")}, r"filter\.a must be finite, got nan"),
+        ({"a": np.float32("inf")}, r"filter\.a must be finite, got inf"),
         ({1: 2}, "its keys must be strings, got 1"),
         ({"$and": [1]}, r"filter\.\$and\[0\] must be a mapping, got 1"),
     ],
@@ -155,6 +162,28 @@ def test_what_passes_is_what_the_definition_says_however_documents_were_added(me
 def test_what_has_no_meaning_is_refused_with_its_place(filter, message):
     with pytest.raises(ValueError, match=message):
         parse_filter(filter)
+
+
+@pytest.mark.parametrize(
+    ("numpys", "pythons"),
+    [
+        (np.int64(3), 3),
+        (np.uint8(3), 3),
+        (np.float64(0.5), 0.5),
+        (np.float32(0.5), 0.5),
+        (np.str_("de"), "de"),
+        (np.True_, True),
+        ({"$gt": np.float64(0.5)}, {"$gt": 0.5}),
+        ({"$exists": np.False_}, {"$exists": False}),
+        ({"$not": {"$lte": np.int32(3)}}, {"$not": {"$lte": 3}}),
+        ({"$in": np.array([1, 2])}, {"$in": [1, 2]}),
+        ({"$nin": np.array(["a", "b"])}, {"$nin": ["a", "b"]}),
+        ({"$in": {"a": 1, "b": 2}.keys()}, {"$in": ["a", "b"]}),
+        ({"$in": (letter for letter in "ab")}, {"$in": ["a", "b"]}),
+    ],
+)
+def test_numpys_values_and_any_iterable_mean_what_pythons_mean(numpys, pythons):
+    assert parse_filter({"a": numpys}) == parse_filter({"a": pythons})
 
 
 def test_a_filter_that_is_no_mapping_is_a_type_error():

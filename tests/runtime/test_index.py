@@ -176,6 +176,8 @@ def test_a_stored_text_comes_back_letter_by_letter(index, text):
         ([{"id": "a", "text": "x", "meta": {}}], ValueError, "at most 'metadata'"),
         ([Document("a", "x", {"n": float("nan")})], ValueError, "metadata must be a JSON object"),
         ([Document("a", "x", {"n": object()})], ValueError, "metadata must be a JSON object"),
+        ([Document("a", "x", {"n": {1: "a", "1": "b"}})], ValueError, "its keys must be strings, got 1"),
+        ([Document("a", "x", json.loads('{"n": [' * 32 + "{}" + "]}" * 32))], ValueError, "more than 64 levels deep"),
         ([Document("a", "x", [1])], TypeError, "metadata must be a mapping"),
         (Document("a", "x"), TypeError, "put it in a list"),
         ("text", TypeError, "put it in a list"),
@@ -195,6 +197,35 @@ def test_a_bad_document_is_named_and_nothing_of_the_call_is_added(filled, docume
     assert "after" in filled
 
 
+def test_metadata_are_a_documents_own():
+    Document("a", "x").metadata["n"] = 1
+    assert Document("b", "y").metadata == {}
+
+
+def test_an_index_hands_out_its_documents_in_the_order_they_came(filled):
+    assert [document.id for document in filled] == [document.id for document in DOCUMENTS]
+    filled.delete(DOCUMENTS[0].id)
+    with filled.transaction():
+        filled.add([Document("new", "text")])
+        assert [document.id for document in filled] == [*(document.id for document in DOCUMENTS[1:]), "new"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda index: None in index, "id_ must be a string, got NoneType"),
+        (lambda index: index.get(5), "id_ must be a string, got int"),
+        (lambda index: index.delete([1]), "ids must be strings, got 1"),
+        (lambda index: index.set_note(None, 1), "key must be a string, got NoneType"),
+        (lambda index: Index.open(index.folder, "models/mini"), "encoder must be an Encoder, .* got str"),
+        (lambda index: Index.create(index.folder / "new", index.encoder, hnsw={"m": 16}), "hnsw must be an HnswConfig"),
+    ],
+)
+def test_what_is_of_another_type_is_named(filled, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(filled)
+
+
 def test_an_interrupt_while_adding_leaves_the_last_state(filled):
     def documents():
         yield from (Document(f"d{i}", "text") for i in range(400))
@@ -211,9 +242,13 @@ def test_an_interrupt_while_adding_leaves_the_last_state(filled):
     ("arguments", "error", "message"),
     [
         ({"k": 0}, ValueError, "k must be at least 1"),
-        ({"k": 2.5}, TypeError, "k must be an integer"),
+        ({"k": 2.5}, TypeError, "k must be an integer, got float"),
+        ({"k": True}, TypeError, "k must be an integer, got bool"),
+        ({"k": np.True_}, TypeError, "k must be an integer, got bool"),
+        ({"candidates": "5"}, TypeError, "candidates must be an integer, got str"),
+        ({"candidates": np.array([1, 2])}, TypeError, "candidates must be an integer, got ndarray"),
         ({"candidates": -1}, ValueError, "candidates must be at least 1"),
-        ({"weights": "best"}, ValueError, "weights must be three numbers or one of"),
+        ({"weights": "best"}, ValueError, r"weights must be three numbers \(dense, sparse, tokens\) or one of"),
     ],
 )
 def test_wrong_search_arguments_say_what_was_expected(filled, arguments, error, message):
@@ -226,10 +261,10 @@ def test_a_query_of_the_wrong_kind_is_refused(filled, encoder):
         filled.search(["a", "b"])
     with pytest.raises(ValueError, match="embeddings of one text, got 2"):
         filled.search(encoder.encode_queries(["a", "b"]))
-    with pytest.raises(ValueError, match="query has no tokens part"):
+    with pytest.raises(ValueError, match="query must have the parts dense, sparse, tokens, got none of tokens"):
         filled.search(encoder.encode_queries("a", heads=("dense", "sparse")))
     wide = encoder.encode_queries("a")
-    with pytest.raises(ModelMismatchError, match="query's dense vectors are 8 wide, the index's 384"):
+    with pytest.raises(ModelMismatchError, match="query's dense vectors must be 384 wide, as the index's are"):
         filled.search(replace(wide, dense=wide.dense[:, :8]))
 
 

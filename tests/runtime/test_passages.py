@@ -60,3 +60,15 @@ def test_passages_fit_and_nothing_but_white_space_is_lost(encoder, parts):
 def test_a_limit_without_room_is_refused(encoder):
     with pytest.raises(ValueError, match="max_length must leave room"):
         split_passages("text", encoder, 3)
+
+
+@pytest.mark.parametrize("limit", [16, 64, 128])
+def test_text_without_spaces_fits_and_loses_nothing(encoder, limit):
+    text = (
+        "吾輩は猫である。名前はまだ無い。「どこで生れたか」とんと見当がつかぬ。（何でも）薄暗い《じめじめした》所で。"
+        * 30
+    )
+    passages = split_passages(text, encoder, limit)
+    assert "".join(text[start:end] for start, end in passages) == text
+    parts = encoder.encode_passages([text[start:end] for start, end in passages], heads=["sparse"], max_length=limit)
+    assert not parts.truncated.any()

@@ -51,6 +51,15 @@ def test_the_dense_score_is_the_inner_product():
     assert dense_scores(np.float32([0.6, 0.8]), np.float32([[1, 0], [0.6, 0.8]])).tolist() == pytest.approx([0.6, 1.0])
 
 
+@pytest.mark.parametrize("n", [2, 7, 50])
+@pytest.mark.parametrize("dim", [3, 16, 384])
+def test_equal_passages_have_equal_dense_scores(n, dim):
+    rng = np.random.default_rng(n * dim)
+    for _ in range(20):
+        query, passage = rng.standard_normal((2, dim)).astype(np.float32)
+        assert len(set(dense_scores(query, np.tile(passage, (n, 1))).tolist())) == 1
+
+
 def test_maxsim_is_the_mean_over_query_tokens_of_the_best_match():
     query = np.float32([[1, 0], [0, 1]])
     passages = TokenRows(np.float32([[0.6, 0.8], [0.8, 0.6], [1, 0]]), np.array([0, 2, 2, 3]))
@@ -86,7 +95,33 @@ def test_presets_are_the_papers():
     assert resolve_weights("flagembedding") == (0.4, 0.2, 0.4)
 
 
-@pytest.mark.parametrize("weights", ["fast", (1, 2), (1, 2, 3, 4), (0, 0, 0), (1, -1, 0), (1, float("nan"), 0)])
-def test_weights_that_make_no_sense_are_refused(weights):
-    with pytest.raises(ValueError, match="weights must be"):
+@pytest.mark.parametrize("weights", [[1, 0.5, 0], np.array([1, 0.5, 0], np.float32), Weights(1, 0.5, 0), (1e6, 5e5, 0)])
+def test_weights_are_three_numbers_in_their_order(weights):
+    dense, sparse, tokens = resolve_weights(weights)
+    assert (sparse, tokens) == (dense / 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"),
+    [
+        ("fast", ValueError),
+        ((1, 2), ValueError),
+        ((1, 2, 3, 4), ValueError),
+        ((0, 0, 0), ValueError),
+        ((1e-300, 0, 0), ValueError),  # 0 in float32
+        ((1, -1, 0), ValueError),
+        ((1, float("nan"), 0), ValueError),
+        ((1, float("inf"), 0), ValueError),
+        ((1e300, 1, 1), ValueError),
+        ((10**400, 1, 1), ValueError),
+        ((1, None, 0), TypeError),
+        (("1", "0", "0"), TypeError),
+        ({"dense": 1, "sparse": 0.3, "tokens": 1}, TypeError),
+        ({1, 2, 3}, TypeError),  # in no order
+        (None, TypeError),
+        (1.0, TypeError),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(weights, error):
+    with pytest.raises(error, match="weights must be"):
         resolve_weights(weights)

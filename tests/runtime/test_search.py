@@ -4,6 +4,7 @@ import sqlite3
 import threading
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 from m3edge import CancelledError, Document, FormatError, Index
@@ -76,6 +77,28 @@ def test_filters_follow_what_is_added_deleted_and_replaced_here_and_elsewhere(fi
         assert reader.search(QUERY, filter=filter) == filled.search(QUERY, filter=filter)
 
 
+@pytest.mark.parametrize("arguments", [{"k": 10**23}, {"k": 2**63, "candidates": 2**63}, {"candidates": 2**64}])
+@pytest.mark.parametrize("lexical", ["m3", "bm25"])
+def test_who_asks_for_more_than_there_is_gets_all_there_is(made_index, made, arguments, lexical):
+    query, arguments = made.embeddings_of({"query": 0}), {"k": 20, **arguments}
+    expected = made_index.search(query, 20, lexical=lexical)
+    assert len(expected) == 20
+    assert made_index.search(query, lexical=lexical, **arguments) == expected
+    assert made_index.search_batch(query, lexical=lexical, **arguments) == [expected]
+
+
+def test_numbers_and_weights_may_be_numpys(made_index, made):
+    query = made.embeddings_of({"query": 0})
+    numpys = made_index.search(query, np.int64(2), candidates=np.int32(5), weights=np.array([1, 0, 1]))
+    assert numpys == made_index.search(query, 2, candidates=5, weights=(1, 0, 1))
+
+
+def test_a_filter_may_be_made_of_numpys_values(filled):
+    years = np.array([1999, 2003])
+    assert ids(filled.search(QUERY, filter={"year": {"$in": years}})) == {"zip", "mail", "date"}
+    assert ids(filled.search(QUERY, filter={"year": years[1], "kind": np.str_("module")})) == {"zip", "date"}
+
+
 def test_a_wrong_filter_is_refused_before_anything_is_encoded(filled):
     with pytest.raises(ValueError, match=r"filter\.year\.\$like: unknown operator"):
         filled.search(QUERY, filter={"year": {"$like": 1}})
@@ -116,9 +139,24 @@ def test_a_batch_can_be_cancelled(filled):
         filled.search_batch(QUERIES, cancel=cancel)
 
 
-def test_one_string_is_no_batch(filled):
-    with pytest.raises(TypeError, match="put it in a list"):
-        filled.search_batch(QUERY)
+@pytest.mark.parametrize("several", [iter, dict.fromkeys, np.array], ids=["iterator", "keys", "array"])
+def test_a_batch_may_come_as_any_iterable(filled, several):
+    queries = QUERIES[:4]
+    assert filled.search_batch(several(queries), 2) == filled.search_batch(queries, 2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (QUERY, "put it in a list"),
+        (None, "queries must be strings, got NoneType"),
+        (b"ab", "queries must be strings, got bytes"),
+        ([QUERY, 3], r"queries\[1\] must be a string, got int"),
+    ],
+)
+def test_what_holds_no_queries_is_no_batch(filled, queries, message):
+    with pytest.raises(TypeError, match=message):
+        filled.search_batch(queries)
 
 
 # The dense part

@@ -13,6 +13,7 @@ from m3edge.session import (
     OnnxruntimeSession,
     available_cpus,
     bucket,
+    checked_integer,
     multiplies_bytes,
     open_session,
     products_saturate,
@@ -86,6 +87,28 @@ def test_the_bias_goes_into_gelu_only_where_that_is_faster(tmp_path, provider, f
     onnxruntime.InferenceSession(str(tmp_path / "gelu.onnx"), options, providers=["CPUExecutionProvider"])
     operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert operators == (["BiasGelu"] if fused else ["Add", "Gelu"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"provider": None}, TypeError, "provider must be a string such as 'auto', got NoneType"),
+        ({"provider": "gpu"}, ValueError, "provider must be 'auto' or one of .* got 'gpu'"),
+        ({"n_threads": 1.5}, TypeError, "n_threads must be an integer, got float"),
+        ({"n_threads": True}, TypeError, "n_threads must be an integer, got bool"),
+        ({"n_threads": 0}, ValueError, "n_threads must be at least 1, got 0"),
+        ({"hint": None}, ValueError, "hint must be one of .* got None"),
+    ],
+)
+def test_wrong_arguments_say_what_was_expected_before_a_graph_is_looked_for(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        open_session(tmp_path / "nothing", **arguments)
+
+
+@pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3), np.array(3)])
+def test_an_integer_may_be_numpys_and_becomes_pythons(value):
+    number = checked_integer("n", value)
+    assert (number, type(number)) == (3, int)
 
 
 def test_at_least_one_cpu_is_available():

@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m3edge import Document, Index
 from m3edge.embeddings import Embeddings, SparseRows, TokenRows
+from m3edge.index import check
 from m3edge.index.dense import DenseIndex
+from m3edge.index.snapshot import Snapshot
 from m3edge.index.transaction import Transaction
 from m3edge.scoring import dense_scores
+
+USE_IN_A_CHILD = """
+import os, sys
+import writer_process as made
+from m3edge import Index
+
+def attempt(name, action):
+    try:
+        print(name, action())
+    except Exception as error:
+        print(name, type(error).__name__, error)
+
+def child(action):
+    sys.stdout.flush()
+    if not os.fork():
+        action()
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+
+def use():
+    attempt("open", lambda: len(Index.open(folder)))
+    attempt("search", lambda: len(index.search(query)))
+    attempt("delete", lambda: index.delete("d1"))
+    attempt("check", lambda: index.check().sound)
+    with Index.open(other) as another:
+        attempt("another", lambda: another.delete("d1"))
+    attempt("grandchild", lambda: child(lambda: attempt("open", lambda: len(Index.open(folder)))))
+
+folder, other = sys.argv[1:]
+query = made.embeddings_of({"query": 0})
+index = Index.open(folder)
+child(use)
+with index.transaction():
+    index.delete("d0")
+    child(lambda: attempt("inside", lambda: index.delete("d1")))
+    index.delete("d2")
+print("parent", len(index.search(query, k=50)), index.check().sound)
+index.close()
+child(lambda: attempt("after", lambda: len(Index.open(folder))))
+"""
 
 
 def search(index, made, k=100, **options):
@@ -65,6 +111,39 @@ def test_a_reading_process_is_never_blocked(made_index, made):
         made_index.compact()
         assert answer() == [20, 7]
         reader.stdin.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_is_refused_what_its_parent_has_open(made_index, made, tmp_path):
+    """SQLite would let it write without locks."""
+    made_index.close()
+    shutil.copytree(made_index.folder, tmp_path / "other")
+    command = [sys.executable, "-c", USE_IN_A_CHILD, str(made_index.folder), str(tmp_path / "other")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(made.__file__).parent)}
+    found = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    refused = f"ValueError {made_index.folder}: this process was forked from one that has the index open, and cannot "
+    lines = [line.replace(refused, "refused ").split(" use it safely")[0] for line in found.stdout.splitlines()]
+    assert lines == [
+        *("open refused", "search refused", "delete refused", "check refused", "another 1"),
+        *("open refused", "grandchild None", "inside refused", "parent 18 True", "after 18"),
+    ]
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before the token file was mapped", "afterwards"])
+def test_a_check_beside_a_compaction_finds_nothing_wrong(early, made_index, made, monkeypatch):
+    place, name = (check, "open_tokens") if early else (Snapshot, "integrity")
+    original = getattr(place, name)
+
+    def compact_first(*arguments):
+        monkeypatch.undo()
+        made_index.delete("d5")
+        made_index.compact()
+        return original(*arguments)
+
+    with Index.open(made_index.folder) as reader:
+        monkeypatch.setattr(place, name, compact_first)
+        assert reader.check() == ((19 if early else 20), ())
+        assert reader.check() == (19, ())
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
@@ -244,7 +323,8 @@ def test_recall_after_deleting_and_adding_half_again_is_that_of_a_new_index(made
 
     def recall(index):
         hits = 0
-        for query in rng.standard_normal((100, dim)).astype(np.float32):
+        queries = rng.standard_normal((100, dim)).astype(np.float32)
+        for query in queries / np.linalg.norm(queries, axis=1, keepdims=True):
             best = set(np.argsort(-(vectors @ query))[:10].tolist())
             part = Embeddings(dense=query[None], sparse=None, tokens=None, truncated=np.zeros(1, bool))
             hits += len(best & {int(hit.id) for hit in index.search(part, k=10, candidates=10, weights=(1, 0, 0))})

@@ -189,29 +189,40 @@ def wrong_embeddings(made):
     sparse, tokens = good.sparse, good.tokens
     nan = tokens.vectors.copy()
     nan[0, 0] = np.nan
-    yield type(None), TypeError, "embeddings must be Embeddings, got type"
-    yield good[:1], ValueError, "of the 2 documents, got 1"
-    yield replace(good, tokens=None), ValueError, "all three parts, got none of tokens"
+    yield replace(good, tokens=None), ValueError, "got none of tokens"
     yield replace(good, dense=good.dense[:, :8]), ModelMismatchError, "dense vectors must be 16 wide"
     yield replace(good, dense=good.dense[:1]), ValueError, "dense part must have 2 rows, got 1"
-    yield replace(good, tokens=tokens._replace(vectors=nan)), ValueError, "tokens vectors must be finite"
-    yield replace(good, tokens=tokens._replace(offsets=offsets_of([1, 1]))), ValueError, "tokens offsets must be 3"
-    yield replace(good, sparse=sparse._replace(offsets=sparse.offsets[:2])), ValueError, "sparse offsets must be 3"
-    yield replace(good, sparse=sparse._replace(weights=-sparse.weights)), ValueError, "weights must be at least 0"
-    yield replace(good, sparse=sparse._replace(weights=sparse.weights * np.nan)), ValueError, "weights must be finite"
-    yield replace(good, dense=good.dense.astype(float) * 1e300), ValueError, "dense vectors must be finite in float32"
+    yield replace(good, dense=good.dense.astype(float) * 1e300), ValueError, "must have length 1, got inf in row 0"
     yield replace(good, dense=good.dense * 100), ValueError, "dense vectors must have length 1, got 100 in row 0"
     yield replace(good, dense=good.dense * 0), ValueError, "dense vectors must have length 1, got 0 in row 0"
     yield replace(good, dense=good.dense * 1j), TypeError, "dense vectors must be real numbers, got complex"
+    yield replace(good, tokens=tokens._replace(vectors=nan)), ValueError, "tokens vectors must have length 1, got nan"
+    yield replace(good, tokens=tokens._replace(offsets=offsets_of([1, 1]))), ValueError, "tokens offsets must ascend"
+    yield replace(good, sparse=sparse._replace(offsets=sparse.offsets[:2])), ValueError, "sparse offsets must be 3"
+    yield replace(good, sparse=sparse._replace(offsets=sparse.offsets * 1.0)), ValueError, "offsets must be 3 integers"
+    yield replace(good, sparse=sparse._replace(weights=-sparse.weights)), ValueError, "weights must be finite and at"
+    yield replace(good, sparse=sparse._replace(weights=sparse.weights * np.nan)), ValueError, "weights must be finite"
+    yield replace(good, sparse=sparse._replace(ids=sparse.ids[::-1])), ValueError, "ascend within a row"
     yield replace(good, sparse=sparse._replace(ids=sparse.ids + 2**32)), ValueError, "ids must be from 0 to 2147483647"
     yield replace(good, sparse=sparse._replace(counts=-sparse.counts)), ValueError, "counts must be from 1 to"
-    yield replace(good, sparse=sparse._replace(ids=sparse.ids[::-1])), ValueError, "ascend within a row"
     yield replace(good, sparse=sparse._replace(counts=sparse.counts[:3])), ValueError, "as many ids as weights"
 
 
-def test_embeddings_that_are_not_the_documents_are_refused(made_index, made):
+def test_embeddings_that_no_model_gives_are_refused_as_documents_and_as_queries(made_index, made):
     documents = made.documents_of({"a": 0, "b": 0})
     for embeddings, error, message in wrong_embeddings(made):
         with pytest.raises(error, match=message):
             made_index.add(documents, embeddings=embeddings)
+        with pytest.raises(error, match=message):
+            made_index.search_batch(embeddings)
+    assert len(made_index) == 20
+
+
+def test_embeddings_that_are_not_the_documents_are_refused(made_index, made):
+    documents = made.documents_of({"a": 0, "b": 0})
+    good = made.embeddings_of({"a": 0, "b": 0})
+    with pytest.raises(TypeError, match="embeddings must be Embeddings, got type"):
+        made_index.add(documents, embeddings=type(None))
+    with pytest.raises(ValueError, match="of the 2 documents, got 1"):
+        made_index.add(documents, embeddings=good[:1])
     assert len(made_index) == 20

@@ -1,0 +1,94 @@
+"""Embeddings that an index is given, made by whoever: checked, and turned into the types it works with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from m3edge.embeddings import Embeddings, SparseRows, TokenRows
+from m3edge.errors import ModelMismatchError
+
+_UNIT = 0.01  # how far from 1 the length of a vector may be: half precision and 8 bits round
+_LARGEST_INT32 = 2**31 - 1
+
+
+def checked_embeddings(name: str, given: Embeddings, heads: Collection[str], model: Mapping[str, Any]) -> Embeddings:
+    """These heads of the embeddings, in the types that Embeddings names; the others are left out.
+
+    name:  of the argument, for messages
+    model: `dense_dim` and `token_dim`, how wide the index's vectors are
+    Raises ValueError for a head that is not there, for parts that do not fit together or numbers that no model gives,
+    TypeError for what are no numbers, ModelMismatchError for other widths.
+    """
+    missing = [head for head in heads if getattr(given, head) is None]
+    if missing:
+        raise ValueError(f"{name} must have the parts {', '.join(heads)}, got none of {', '.join(missing)}")
+    n = len(given)
+    dense, sparse, tokens = (getattr(given, head) if head in heads else None for head in ("dense", "sparse", "tokens"))
+    if dense is not None:
+        dense = _unit_vectors(f"{name}'s dense vectors", dense, model["dense_dim"])
+        if len(dense) != n:
+            raise ValueError(f"{name}'s dense part must have {n} rows, got {len(dense)}")
+    if sparse is not None:
+        sparse = _sparse_rows(name, sparse, n)
+    if tokens is not None:
+        vectors = _unit_vectors(f"{name}'s tokens vectors", tokens.vectors, model["token_dim"])
+        tokens = TokenRows(vectors, _offsets(f"{name}'s tokens offsets", tokens.offsets, n, len(vectors)))
+    return dataclasses.replace(given, dense=dense, sparse=sparse, tokens=tokens)
+
+
+def _sparse_rows(name: str, given: SparseRows, n: int) -> SparseRows:
+    ids = _integers(f"{name}'s sparse ids", given.ids, np.int64, least=0)
+    weights = _float32(f"{name}'s sparse weights", given.weights)
+    counts = _integers(f"{name}'s sparse counts", given.counts, np.int32, least=1)
+    if not len(ids) == len(weights) == len(counts):
+        raise ValueError(f"{name}'s sparse part must have as many ids as weights and counts")
+    offsets = _offsets(f"{name}'s sparse offsets", given.offsets, n, len(ids))
+    within = np.ones(len(ids), bool)
+    within[offsets[:-1][offsets[:-1] < len(ids)]] = False  # a row's first id follows nothing
+    if (np.diff(ids, prepend=-1)[within] <= 0).any():
+        raise ValueError(f"{name}'s sparse ids must ascend within a row")
+    if not (np.isfinite(weights).all() and weights.min(initial=0) >= 0):
+        raise ValueError(f"{name}'s sparse weights must be finite and at least 0")
+    return SparseRows(ids, weights, counts, offsets)
+
+
+def _unit_vectors(name: str, given: np.ndarray, dim: int) -> np.ndarray:
+    """float32 [n, dim]"""
+    if given.ndim != 2 or given.shape[1] != dim:
+        raise ModelMismatchError(f"{name} must be {dim} wide, as the index's are, got shape {given.shape}")
+    vectors = _float32(name, given)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT))  # also where a number is not finite
+    if len(wrong):
+        raise ValueError(f"{name} must have length 1, got {lengths[wrong[0]]:.3g} in row {wrong[0]}")
+    return vectors
+
+
+def _float32(name: str, given: np.ndarray) -> np.ndarray:
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be real numbers, got {given.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(given, np.float32)
+
+
+def _integers(name: str, given: np.ndarray, dtype: type, *, least: int) -> np.ndarray:
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {given.dtype}")
+    if len(given) and not least <= int(given.min()) <= int(given.max()) <= _LARGEST_INT32:
+        raise ValueError(f"{name} must be from {least} to {_LARGEST_INT32}, got {given.min()} to {given.max()}")
+    return np.ascontiguousarray(given, dtype)
+
+
+def _offsets(name: str, given: np.ndarray, n: int, total: int) -> np.ndarray:
+    """int64 [n + 1]"""
+    offsets = np.asarray(given)
+    if offsets.dtype.kind not in "iu" or offsets.shape != (n + 1,):
+        raise ValueError(f"{name} must be {n + 1} integers, got {offsets.dtype} {offsets.shape}")
+    if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets.astype(np.int64)) < 0).any():
+        raise ValueError(f"{name} must ascend from 0 to {total}")
+    return offsets.astype(np.int64)
