@@ -17,7 +17,7 @@ from m3edge.embeddings import Embeddings, SparseRows, offsets_of
 from m3edge.encoder import Encoder
 from m3edge.index import Index
 from m3edge.index.sparse import LEXICAL, PostingIndex
-from m3edge.index.tokens import TokenStore
+from m3edge.index.tokens import CODECS, TokenStore
 from m3edge.progress import progress_bar
 from m3edge.scoring import Weights, hybrid_scores, resolve_weights
 
@@ -26,6 +26,7 @@ MODES = ("dense", "sparse", "sparse-idf", "bm25", "tokens", "dense+sparse", "all
 _CANDIDATES = 200  # documents the dense and the sparse part each put forward; the paper reranks 200
 _DEPTH = 100  # documents ranked for a query: what Recall@100 looks at
 _BLOCK_TEXTS = 512
+_CODECS = tuple(codec for codec in CODECS if codec != "none")
 
 
 class Candidates(NamedTuple):
@@ -129,6 +130,9 @@ class EncodedCorpus(Corpus):
     def __init__(
         self, encoder: Encoder, texts: list[str], *, token_codec: str = "int8", progress: bool | None = False
     ) -> None:
+        """token_codec: as for an Index, but for "none": every mode is measured, those with token vectors, too"""
+        if token_codec not in _CODECS:
+            raise ValueError(f"token_codec must be one of {', '.join(_CODECS)}, got {token_codec!r}")
         self._folder = tempfile.TemporaryDirectory(prefix="m3edge-eval-")
         store = TokenStore(Path(self._folder.name), encoder.info.token_dim, token_codec)
         postings = PostingIndex()

@@ -92,7 +92,7 @@ def evaluate(
     "dense", "sparse", "sparse-idf" and "bm25" rank the whole corpus; the candidates of the others are the union of the
     best 200 by dense and the best 200 by sparse score. "-idf" and "-bm25" name the lexical part, see PostingIndex.
 
-    token_codec: how token vectors are kept, as in an Index
+    token_codec: how token vectors are kept, as in an Index, which may also keep none
     """
     texts = list(dataset.corpus.values())
     with EncodedCorpus(encoder, texts, token_codec=token_codec, progress=progress) as corpus:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,25 +53,18 @@ def flush_to_disk(path: Path) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Return when the names in a folder are on the disk."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with naming(folder):
-                os.fsync(handle)
-        finally:
-            os.close(handle)
+    _sync(folder)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to disk, then put it in `path`'s place in one step."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = _beside(path)
+    file = temporary.open("xb")  # not mkstemp: who may read a model or an index, the user's umask says
     try:
-        with naming(path), os.fdopen(handle, "wb") as file:
+        with naming(path), file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600; other users may read a model or an index
         os.replace(temporary, path)
         flush_folder(path.parent)
     except BaseException:
@@ -88,20 +80,41 @@ def require_free(target: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Build a folder out of sight and show it whole.
+    """Build a folder out of sight and show it whole, with all that is in it on the disk.
 
     Yields an empty folder beside `target`; when the block ends well it becomes `target`, and when it raises
     (an interrupt too) it is removed. Raises FileExistsError when `target` is there and not an empty folder.
     """
     require_free(target)
+    new_parents = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    staging = _beside(target)
+    staging.mkdir()
     try:
         yield staging
-        staging.chmod(0o755)
+        for path in (*staging.rglob("*"), staging):
+            _sync(path)
         if target.exists():
             target.rmdir()
         os.replace(staging, target)
+        for folder in (target, *new_parents):
+            flush_folder(folder.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """A name that nobody has, in the same folder."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+def _sync(path: Path) -> None:
+    """Return when a file's content, or a folder's names, are on the disk; only POSIX does it for what is only read."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with naming(path):
+                os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -21,7 +21,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     where = f"{path}:{number}"
                     try:
                         entry = json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise FormatError(f"{where}: not valid JSON ({error})") from error
                     if not isinstance(entry, dict):
                         raise FormatError(f"{where}: expected a JSON object, got {type(entry).__name__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +11,17 @@ import numpy as np
 
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
-from m3edge.index.derived import MANIFEST, forget_damaged, read_derived
+from m3edge.index.derived import MANIFEST, Derived, derived_and_problems, forget_damaged
 from m3edge.index.snapshot import NO_CRC32, Snapshot, problem_of_document
-from m3edge.index.store import Store
+from m3edge.index.state import saved_places
+from m3edge.index.store import FILE_NAME, Store
 from m3edge.index.tokens import TokenStore
 from m3edge.index.writer_lock import writer_lock
 from m3edge.index.writing import open_tokens, open_writing
 from m3edge.progress import progress_bar
 
 _BLOCK_ROWS = 500
+_ATTEMPTS = 3  # to find an index sound that somebody compacts meanwhile
 
 # What mends a problem
 REBUILD = "rebuild"  # derived files are made again from the documents
@@ -49,16 +51,15 @@ class CheckReport(NamedTuple):
 
 
 def check_index(folder: Path, *, progress: bool | None = False) -> CheckReport:
-    """Compare all files of an index with their checksums; works on an index too damaged to be opened."""
-    path = None
-    try:
-        store = Store(folder)
-        path = store.path
-        with closing(store.snapshot()) as snapshot:
-            problems = [*_problems(folder, snapshot, progress)]
-            return CheckReport(snapshot.n_documents, tuple(problems))
-    except FormatError as error:
-        return CheckReport(0, (Problem(str(path or folder), str(error), BACKUP),))
+    """Compare all files of an index with their checksums; works on an index too damaged to be opened.
+
+    Raises FormatError when the folder is no index.
+    """
+    for _ in range(_ATTEMPTS):
+        report, was_newest = _checked(folder, progress)
+        if report.sound or was_newest:  # else files may be missing because nobody needs them any more
+            break
+    return report
 
 
 def repair_truth(store: Store, encoder: Encoder | None, *, progress: bool | None = False) -> None:
@@ -69,7 +70,9 @@ def repair_truth(store: Store, encoder: Encoder | None, *, progress: bool | None
     folder = store.path.parent
     with writer_lock(folder):
         problems = check_index(folder).problems
-        if any(problem.remedy == REBUILD for problem in problems):
+        if any(problem.file == str(folder / MANIFEST) for problem in problems):
+            (folder / MANIFEST).unlink(missing_ok=True)
+        elif any(problem.remedy == REBUILD for problem in problems):
             forget_damaged(folder)
         ids = list(dict.fromkeys(id_ for problem in problems if problem.remedy == ENCODE for id_ in problem.documents))
         if ids and encoder is not None:
@@ -93,7 +96,31 @@ def unsound_tokens(snapshot: Snapshot, tokens: TokenStore, places: np.ndarray) -
     return rows[wrong]
 
 
-def _problems(folder: Path, snapshot: Snapshot, progress: bool | None) -> Iterator[Problem]:
+def _checked(folder: Path, progress: bool | None) -> tuple[CheckReport, bool]:
+    """The report on what is committed now, and whether nothing was committed since."""
+    path = folder / FILE_NAME
+    try:
+        store = Store(folder)
+        with closing(store.snapshot()) as snapshot, closing(open_tokens(folder, snapshot)) as tokens:
+            with suppress(FormatError, FileNotFoundError):  # removed between two looks at it: nothing is mapped
+                tokens.map_rows(min(snapshot.token_rows, tokens.rows_on_disk()))
+            problems = [*_problems_of_truth(snapshot, tokens, progress)]
+            derived, damaged = derived_and_problems(folder)
+            problems += [_problem_of(Path(text.split(": ")[0]), text, REBUILD) for text in damaged]
+            if not problems and derived is not None and not _tells_of(snapshot, derived):
+                what = "made from other documents than those that are committed; it is made again from these"
+                problems.append(Problem(str(folder / MANIFEST), what, REBUILD))
+            with closing(store.snapshot()) as newest:
+                is_newest = newest.generation == snapshot.generation
+            return CheckReport(snapshot.n_documents, tuple(problems)), is_newest
+    except FormatError as error:
+        if not path.is_file():  # a wrong folder is not damage, and no backup mends it
+            raise
+        return CheckReport(0, (_problem_of(path, error, BACKUP),)), True
+
+
+def _problems_of_truth(snapshot: Snapshot, tokens: TokenStore, progress: bool | None) -> Iterator[Problem]:
+    """tokens: as many rows as the file has, mapped; a compaction may have removed it since"""
     path = str(snapshot.path)
     for text in snapshot.integrity():
         yield Problem(path, f"SQLite: {text}", BACKUP)
@@ -114,24 +141,29 @@ def _problems(folder: Path, snapshot: Snapshot, progress: bool | None) -> Iterat
         yield _vectors_problem(snapshot, path, "vectors are missing", missing)
     if len(rows) != snapshot.n_documents:
         yield Problem(path, f"holds {len(rows)} documents, expected {snapshot.n_documents}", BACKUP)
-    yield from _token_problems(folder, snapshot, broken)
-    try:
-        derived = read_derived(folder)
-    except FormatError as error:
-        yield Problem(str(folder / MANIFEST), str(error), REBUILD)
-    else:
-        for problem in derived.damaged.values() if derived is not None else ():
-            yield Problem(problem.split(": ")[0], problem, REBUILD)
-
-
-def _token_problems(folder: Path, snapshot: Snapshot, broken: Sequence[int]) -> Iterator[Problem]:
-    """broken: rows whose place in the token file means nothing"""
-    tokens = open_tokens(folder, snapshot)
-    tokens.map_rows(min(snapshot.token_rows, tokens.rows_on_disk()))
     places = snapshot.places()
-    places = places[~np.isin(places[:, 0], broken)]
-    if len(rows := unsound_tokens(snapshot, tokens, places)):
-        yield _vectors_problem(snapshot, str(tokens.path), "token vectors differ from their checksums", rows.tolist())
+    places = places[~np.isin(places[:, 0], broken)]  # a broken row's place in the token file means nothing
+    if len(unsound := unsound_tokens(snapshot, tokens, places)):
+        what = "token vectors differ from their checksums"
+        yield _vectors_problem(snapshot, str(tokens.path), what, unsound.tolist())
+
+
+def _tells_of(snapshot: Snapshot, derived: Derived) -> bool:
+    """Whether derived files that claim to be of this generation are: each document's token vectors have a checksum.
+
+    Older ones are brought up to date when the index is opened, newer ones are not used.
+    """
+    if derived.stamp.generation != snapshot.generation:
+        return True
+    if derived.stamp.epoch != snapshot.epoch:
+        return False
+    saved = saved_places(derived)
+    return saved is None or np.array_equal(saved, snapshot.places())
+
+
+def _problem_of(file: Path, message: object, remedy: str) -> Problem:
+    """What a message says that begins with the file's name, which a Problem has apart."""
+    return Problem(str(file), str(message).removeprefix(f"{file}: "), remedy)
 
 
 def _vectors_problem(snapshot: Snapshot, file: str, what: str, rows: Sequence[int]) -> Problem:

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,15 @@ from m3edge.files import crc32_file, flush_to_disk, naming, write_atomically
 
 MANIFEST = "derived.json"
 _VERSION = 1
-# Files of ours that may be left over: derived ones, those of version 2 and their stamps, token files, unfinished ones.
-_OURS = re.compile(r"\w+-\d+-\d+(-\d+)?\.\w+|(dense\.hnsw|postings\.npz)(\.json)?|tokens(-\d+)?\.\w+|\..+\.tmp")
+_NAMED = re.compile(r"\w+-\d+-\d+(-\d+)?\.\w+")  # what derived.json may name: a later version may have other parts
+# What may be left over and is removed. Users may keep files of their own here: only names that m3edge gives are ours.
+_OURS = re.compile(
+    r"(dense-\d+-\d+(-\d+)?\.(npy|hnsw)|(postings|columns)-\d+-\d+(-\d+)?\.npz)"
+    r"|tokens(-\d+)?\.(i8|f16|i4|b1)"
+    r"|(dense\.hnsw|postings\.npz)(\.json)?"  # version 2's, and their stamps
+    r"|\.(derived|dense\.hnsw|postings\.npz)\.json\.\w+\.tmp",  # what write_atomically did not finish
+    re.ASCII,
+)
 
 
 class Stamp(NamedTuple):
@@ -93,18 +100,25 @@ def read_derived(folder: Path, *, verify: bool = True) -> Derived | None:
 
 def usable_derived(folder: Path) -> Derived | None:
     """As `read_derived`, but what is damaged is a RuntimeWarning."""
+    derived, problems = derived_and_problems(folder)
+    for problem in problems:
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    return derived
+
+
+def derived_and_problems(folder: Path) -> tuple[Derived | None, Sequence[str]]:
+    """As `read_derived`, and what is wrong with derived.json or its files: each begins with its file's name."""
+    derived: Derived | None = None
+    problems: list[str] = []
     for _ in range(3):  # a writer may have replaced the files between our looking and our reading
-        derived, problems = None, []
         try:
             derived = read_derived(folder)
             problems = [*derived.damaged.values()] if derived is not None else []
         except FormatError as error:
-            problems = [str(error)]
+            derived, problems = None, [str(error)]
         if not problems:
-            return derived
-    for problem in problems:
-        warnings.warn(problem, RuntimeWarning, stacklevel=2)
-    return derived
+            break
+    return derived, problems
 
 
 def forget_damaged(folder: Path) -> None:
@@ -123,7 +137,7 @@ def forget_damaged(folder: Path) -> None:
 
 def forget_newer(folder: Path, generation: int) -> None:
     """Drop derived.json when it is newer than the store: an older index.sqlite was put back, and its next generations
-    will be others. The caller holds the writer's lock, and is about to commit the one after `generation`."""
+    will be others. The caller holds the writer's lock, and has committed nothing yet: `generation` is the newest."""
     try:
         derived = read_derived(folder, verify=False)
     except FormatError:
@@ -183,7 +197,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if not all(_is_number(content[field]) for field in Stamp._fields):
             raise ValueError(f"{', '.join(Stamp._fields)} must be numbers")
         for entry in content["files"].values():
-            if not (_OURS.fullmatch(entry["file"]) and _is_number(entry["size"]) and _is_number(entry["crc32"])):
+            if not (_NAMED.fullmatch(entry["file"]) and _is_number(entry["size"]) and _is_number(entry["crc32"])):
                 raise ValueError("it names files that are none of ours")
         return content
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

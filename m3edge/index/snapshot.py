@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3edge.embeddings import SparseRows, offsets_of
+from m3edge.errors import FormatError
 from m3edge.index.documents import Document
 from m3edge.index.settings import problem_of_settings
 from m3edge.index.sqlite_file import damaged, explained
 
 _BLOCK_ROWS = 1000  # documents read at once: bounds the memory
 _SQL_VARIABLES = 500  # ids in one statement, well under SQLite's limit
+_TOO_DEEP = "its metadata are nested too deeply to be read; upsert or delete it, or raise sys.setrecursionlimit()"
 NO_CRC32 = -1  # in arrays of checksums: written by version 1 or 2, which kept none for each document
 
 
@@ -102,7 +104,7 @@ class Snapshot:
 
     def note(self, key: str) -> Any:
         """What was left under this key, or None."""
-        found = self._fetch("SELECT value FROM notes WHERE key = ?", (key,))
+        found = self._fetch("SELECT value FROM notes WHERE key = ?", (key,)) if is_unicode(key) else []
         try:
             return json.loads(found[0][0]) if found else None
         except (ValueError, TypeError, RecursionError) as error:
@@ -112,7 +114,8 @@ class Snapshot:
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """The rows of those of these ids that are there."""
-        return dict(self._fetch_in("SELECT id, row FROM documents WHERE id IN", ids))
+        possible = [id_ for id_ in ids if is_unicode(id_)]
+        return dict(self._fetch_in("SELECT id, row FROM documents WHERE id IN", possible))
 
     def documents(self, rows: Sequence[int]) -> dict[int, Document]:
         """The documents of these rows, by row; a row that is gone is left out."""
@@ -122,10 +125,6 @@ class Snapshot:
 
     def document(self, id_: str) -> Document | None:
         """The document with this id."""
-        try:
-            id_.encode()
-        except UnicodeEncodeError:
-            return None  # no document has such an id
         rows = self.rows_of([id_])
         return self.documents(list(rows.values()))[rows[id_]] if rows else None
 
@@ -258,6 +257,8 @@ class Snapshot:
             return _read_document(row, id_, text, metadata, crc32)
         except ValueError as problem:
             raise damaged(self.path, f"document {id_!r}, row {row}: {problem}") from problem
+        except RecursionError as error:
+            raise FormatError(f"{self.path}: document {id_!r}, row {row}: {_TOO_DEEP}") from error
 
     def _name(self, row: int) -> str:
         found = self._fetch("SELECT id FROM documents WHERE row = ?", (row,))
@@ -282,6 +283,8 @@ def problem_of_document(row: int, id_: Any, text: Any, metadata: Any, crc32: int
         _read_document(row, id_, text, metadata, crc32)
     except ValueError as problem:
         return str(problem)
+    except RecursionError:
+        return _TOO_DEEP
     return None
 
 
@@ -301,6 +304,15 @@ def meta_crc32(texts: Mapping[str, str]) -> int:
     return zlib.crc32(json.dumps(sorted(texts.items())).encode())
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be an id or a key: one with lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def require_documents(found: Mapping[int, Document], rows: Sequence[int], path: Path) -> None:
     """Raise FormatError when a row that must be there is not."""
     missing = [row for row in rows if row not in found]
@@ -309,15 +321,13 @@ def require_documents(found: Mapping[int, Document], rows: Sequence[int], path: 
 
 
 def _read_document(row: int, id_: Any, text: Any, metadata: Any, crc32: int | None) -> Document:
-    """The document in a row of the table `documents`. Raises ValueError saying what is wrong with it."""
+    """The document in a row of the table `documents`. Raises ValueError saying what is wrong with it, RecursionError
+    for metadata that are whole, but nested deeper than Python's stack allows where it is called."""
     if not (isinstance(id_, str) and isinstance(text, (str, bytes)) and isinstance(metadata, str)):
         raise ValueError("id, text or metadata are of another type")
     if crc32 is not None and crc32 != document_crc32(row, id_, text, metadata):
         raise ValueError("checksum differs")
-    try:
-        value = json.loads(metadata)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
+    value = json.loads(metadata)
     if not isinstance(value, dict):
         raise ValueError("its metadata are no JSON object")
     return Document(id_, _readable(text), value)

@@ -1,12 +1,18 @@
-"""Opening an SQLite file, and saying what its errors mean: damage, a full disk, a folder that cannot be written."""
+"""Opening an SQLite file, and saying what its errors mean: damage, a full disk, a folder that cannot be written.
+
+SQLite's locks belong to a process, but what it remembers of them is copied by a fork: a child that went on with its
+parent's connections, or opened the same file, would write without any lock. So it is refused both.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from m3edge.errors import FormatError
 
@@ -23,14 +29,49 @@ _NO_DAMAGE = (
 )
 
 
+class _Connection(sqlite3.Connection):
+    """Knows its file, and whether this process opened it or the one that this was forked from."""
+
+    def __init__(self, file: Path, mode: str) -> None:
+        self.file = file
+        self.is_inherited = False
+        _open.add(self)  # before it is open: another thread may fork at any instant
+        uri = f"{file.as_uri()}?mode={mode}"
+        super().__init__(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        if self.is_inherited:
+            raise _forked(self.file)
+        return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        if self.is_inherited:
+            raise _forked(self.file)
+        return super().executemany(*arguments)
+
+    def close(self) -> None:
+        if not self.is_inherited:
+            super().close()
+            _open.discard(self)
+
+
+_open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+_inherited: set[_Connection] = set()  # kept for ever: Python would close what nobody uses, and SQLite its files
+
+
 def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
-    """A connection whose commits are on the disk when they return; a read-only one where the folder is."""
+    """A connection whose commits are on the disk when they return; a read-only one where the folder is.
+
+    Raises ValueError when a process that this one was forked from had the file open.
+    """
+    file = path.resolve()
+    if any(connection.file == file for connection in _inherited):
+        raise _forked(file)
     mode = "rwc" if create else "rw"
     if not os.access(path.parent, os.W_OK):
         # Without the right to make a -shm file SQLite reads a closed database only when told that nobody writes to it.
         mode = "ro" if path.with_name(path.name + "-wal").exists() else "ro&immutable=1"
-    uri = f"{path.resolve().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
+    connection = _Connection(file, mode)
     try:
         connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
@@ -44,10 +85,16 @@ def explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into FormatError for damage, OSError for the system's refusals, ValueError for misuse."""
     try:
         yield
-    except sqlite3.ProgrammingError as error:
-        raise ValueError(f"{path.parent}: this index is closed; open it again") from error
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:  # the latter is what Python 3.10 raises
+        if "closed" in str(error):
+            raise ValueError(f"{path.parent}: this index is closed; open it again") from error
+        raise ValueError(f"{path}: a value that SQLite cannot store or look for was refused ({error})") from error
     except sqlite3.DataError as error:
         raise ValueError(f"{path}: a document is larger than SQLite can store ({error})") from error
+    except sqlite3.IntegrityError as error:
+        if "UNIQUE" in str(error):  # what is written was looked for before: the file hid it
+            raise damaged(path, error) from error
+        raise ValueError(f"{path}: a value that this file cannot hold was refused ({error})") from error
     except sqlite3.OperationalError as error:
         if any(words in str(error).lower() for words in _NO_DAMAGE):
             raise OSError(
@@ -65,3 +112,21 @@ def damaged(path: Path, why: object) -> FormatError:
         f"{path}: damaged ({why}); `m3edge check {path.parent}` says what else is, --repair mends what can be; "
         "otherwise restore a backup or build the index again"
     )
+
+
+def _forked(file: Path) -> ValueError:
+    return ValueError(
+        f"{file.parent}: this process was forked from one that has the index open, and cannot use it safely; begin "
+        "processes with multiprocessing's 'spawn' method, or open the index after the fork only"
+    )
+
+
+def _after_fork() -> None:
+    for connection in list(_open):
+        connection.is_inherited = True
+        _inherited.add(connection)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

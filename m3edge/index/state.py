@@ -224,6 +224,17 @@ class SearchState:
         self._tokens_compared[new] = True
 
 
+def saved_places(derived: Derived) -> np.ndarray | None:
+    """What `Snapshot.places` said when the files were made, int64 [n, 4]; None where they do not tell."""
+    if POSTINGS_FILE not in derived.files:
+        return None
+    try:
+        with np.load(derived.files[POSTINGS_FILE], allow_pickle=False) as arrays:
+            return np.stack([arrays[name] for name in _OWN_ARRAYS], axis=1)[arrays["alive"]]
+    except (OSError, *UNREADABLE):  # whoever opens the index makes them again
+        return None
+
+
 def warn_of_damage(path: Path, error: BaseException) -> None:
     """Say that derived files are damaged; not where one lacks something, being another version's."""
     if not isinstance(error, KeyError):

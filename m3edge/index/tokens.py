@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m3edge._kernels_numpy import pack_records, record_bytes, unpack_records
-from m3edge.embeddings import TokenRows, offsets_of
+from m3edge._kernels_numpy import pack_records, record_bytes
 from m3edge.errors import FormatError
 from m3edge.files import flush_to_disk, naming
 from m3edge.kernels import maxsim_records
@@ -127,15 +126,6 @@ class TokenStore:
         query = np.ascontiguousarray(query, np.float32)
         starts, counts = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(counts, np.int64)
         return maxsim_records(query, np.asarray(self._map), self._bits, starts, counts, n_threads)
-
-    def read(self, starts: np.ndarray, counts: np.ndarray) -> TokenRows:
-        """The token vectors of some documents as float32; starts, counts: int64 [n]."""
-        offsets = offsets_of(counts)
-        vectors = np.empty((int(offsets[-1]), self._dim), np.float32)
-        for i, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
-            codes, scales = unpack_records(self._map[start : start + count], self._bits, self._dim)
-            np.multiply(codes, scales[:, None], out=vectors[offsets[i] : offsets[i + 1]])
-        return TokenRows(vectors, offsets)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.documents import Document
-from m3edge.index.snapshot import Snapshot, document_crc32, meta_crc32, vectors_crc32
+from m3edge.index.snapshot import Snapshot, document_crc32, is_unicode, meta_crc32, vectors_crc32
 from m3edge.index.sqlite_file import explained
 
 FORMAT_VERSION = 3  # 2 had no checksum for each document and no compaction; 1 had no checksums at all
@@ -71,6 +71,8 @@ class Transaction(Snapshot):
 
     def set_note(self, key: str, value: Any) -> None:
         """Keep a JSON value beside the documents, for the program that uses the index."""
+        if not is_unicode(key):
+            raise ValueError(f"key must be valid Unicode, got {key!r}")
         self._write_many("INSERT OR REPLACE INTO notes VALUES (?, ?)", [(key, json.dumps(value, allow_nan=False))])
 
     def move_tokens(self, rows: np.ndarray, starts: np.ndarray, crc32s: Sequence[int]) -> None:
@@ -105,7 +107,9 @@ class Transaction(Snapshot):
                 self._execute("RELEASE part")
 
     def upgrade(self) -> None:
-        """Before the first change to a store of an older version: from then on only this version and later read it."""
+        """Before the first change: make what the store lacks. One of an older version is read only by this version and
+        later from then on. The index is for `deletions_since`, which finds the same without it."""
+        self._execute("CREATE INDEX IF NOT EXISTS deletions_by_generation ON deletions (generation)")
         if self.version == FORMAT_VERSION:
             return
         for column in ("documents ADD COLUMN crc32", "vectors ADD COLUMN token_crc32", "vectors ADD COLUMN crc32"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from m3edge import Index
+from m3edge.files import _beside
 from m3edge.index.check import check_index
 from m3edge.index.derived import MANIFEST, forget_damaged, read_derived
 from m3edge.index.graph import HnswConfig, HnswGraph
 from m3edge.index.snapshot import Snapshot
+from m3edge.index.tokens import CODECS, token_file
 
 FILTER = {"version": {"$gte": 0}}
 
@@ -125,6 +128,44 @@ def test_a_file_that_others_have_mapped_is_never_written_over(closed, made):
         assert answers(reader, made) == expected
     Index.open(folder).close()
     assert len(list(folder.glob("dense-*.npy"))) == 1  # the older ones were removed
+
+
+def test_only_files_that_m3edge_itself_writes_are_removed(closed, made):
+    folder, _ = closed
+    unfinished = [_beside(folder / name).name for name in (MANIFEST, "dense.hnsw.json")]
+    tokens = [token_file(codec, epoch) for codec in CODECS if codec != "none" for epoch in (0, 12)]
+    parts = ["dense-1-0.npy", "dense-12-3-1.hnsw", "postings-1-0-2.npz", "columns-7-0.npz", "postings.npz.json"]
+    ours = {*unfinished, *tokens, *parts, "dense.hnsw"} - {path.name for path in folder.iterdir()}
+    users = {
+        "backup-2026-11-22.zip", "index-2026-11.sqlite", "tokens.txt", "tokens-1.bak", "report-1-2.pdf", ".hidden.tmp",
+        "dense-1-0.npz", "dense-1.npy", "postings-2026-11.csv", "my-dense-1-0.npy", ".derived.json.tmp", "dense.npy",
+    }  # fmt: skip
+    for name in ours | users:
+        (folder / name).write_text("here")
+    with Index.open(folder) as index:
+        index.delete("d19")
+    left = {path.name for path in folder.iterdir()}
+    assert not ours & left
+    assert users <= left
+    assert Index.repair(folder).sound
+
+
+def test_derived_files_of_other_documents_are_found_and_made_again(made, tmp_path):
+    """As when files of two indexes were mixed: of one generation, each of them whole."""
+    folders = [tmp_path / name for name in ("a", "b")]
+    for version, folder in enumerate(folders):
+        with Index.create(folder, made.MODEL, dense="exact") as index:
+            versions = {f"d{i}": version for i in range(20)}
+            index.add(made.documents_of(versions), embeddings=made.embeddings_of(versions))
+            expected = answers(index, made)
+    for name in (MANIFEST, *files(folders[0]).values()):
+        shutil.copy(folders[0] / name, folders[1])
+    (problem,) = check_index(folders[1]).problems
+    assert (problem.file, problem.remedy) == (str(folders[1] / MANIFEST), "rebuild")
+    assert "made from other documents" in problem.what
+    assert Index.repair(folders[1]).sound
+    with Index.open(folders[1]) as index:
+        assert answers(index, made) == expected
 
 
 def test_what_forget_damaged_leaves_is_sound(closed):

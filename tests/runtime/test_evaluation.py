@@ -61,6 +61,7 @@ def test_a_document_counts_by_its_best_passage(folder, encoder):
     ("file", "content", "message"),
     [
         ("corpus.jsonl", '{"_id": "d1", "text": "x"}\n{broken', r"corpus.jsonl:2: not valid JSON"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "x"}\n' + "[" * 100_000, r"corpus.jsonl:2: not valid JSON"),
         ("corpus.jsonl", '{"_id": "d1"}', r"corpus.jsonl:1: expected a string 'text', got None"),
         ("corpus.jsonl", "[1]", r"corpus.jsonl:1: expected a JSON object, got list"),
         ("corpus.jsonl", "", "has no documents"),

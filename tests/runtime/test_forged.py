@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 
@@ -23,7 +24,7 @@ def folder(made, tmp_path):
     versions = {f"d{i}": i for i in range(20)}
     embeddings = made.embeddings_of(versions)
     embeddings.sparse.counts[::7] = 40
-    documents = [d._replace(metadata={**d.metadata, "name": d.id}) for d in made.documents_of(versions)]
+    documents = [dataclasses.replace(d, metadata={**d.metadata, "name": d.id}) for d in made.documents_of(versions)]
     with Index.create(tmp_path / "index", made.MODEL, dense="hnsw") as index:
         index.add(documents, embeddings=embeddings)
         index.delete("d7")

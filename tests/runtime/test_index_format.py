@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from m3edge import Document, Embeddings, FormatError, Index
 from m3edge.embeddings import SparseRows, TokenRows
 from m3edge.index.check import check_index
+from m3edge.index.snapshot import document_crc32
+from m3edge.index.sqlite_file import explained
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = sorted(path.name for path in DATA.glob("index-*"))
@@ -181,6 +184,89 @@ def test_damaged_token_vectors_are_never_answered_from(made_index, made):
         assert index.search(made.embeddings_of({"query": 0}), k=20, weights=(1, 1, 0))  # what is whole still serves
 
 
+@pytest.mark.parametrize("model", [False, True], ids=["no folder", "a model"])
+def test_a_folder_that_is_no_index_is_refused_by_check_and_repair_and_not_called_damaged(model, tmp_path, mini_fp32):
+    folder = mini_fp32 if model else tmp_path / "nope"
+    for look in (check_index, Index.repair):
+        with pytest.raises(FormatError, match="not an m3edge index, it has no index.sqlite"):
+            look(folder)
+
+
+@pytest.mark.parametrize("pattern", ["index.sqlite", "derived.json", "postings-*.npz"])
+def test_a_problem_does_not_name_its_file_twice(pattern, made_index):
+    made_index.close()
+    (path,) = made_index.folder.glob(pattern)
+    flip(path, 3)
+    (problem,) = check_index(made_index.folder).problems
+    assert problem.file == str(path)
+    assert problem.what.startswith("damaged (")
+
+
+def test_only_a_closed_index_is_called_closed(tmp_path):
+    path = tmp_path / "index.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        for statement, values in (("SELECT ?", ([],)), ("SELECT 1", (1,))):
+            with pytest.raises(ValueError, match="a value that SQLite cannot store or look for"), explained(path):
+                connection.execute(statement, values)
+    with pytest.raises(ValueError, match="this index is closed"), explained(path):
+        connection.execute("SELECT 1")
+
+
+def test_metadata_that_cannot_be_read_are_named_and_not_called_damaged(made_index, made):
+    """Added by an m3edge that took them: how deep is too deep depends on the stack of whoever reads."""
+    made_index.close()
+    folder, metadata = made_index.folder, '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    crc32 = document_crc32(8, "d7", "d7 in version 0", metadata)
+    change(folder, f"UPDATE documents SET metadata = '{metadata}', crc32 = {crc32} WHERE row = 8")
+    for path in folder.glob("columns-*.npz"):
+        path.unlink()
+    too_deep = r"index.sqlite: document 'd7', row 8: its metadata are nested too deeply to be read; upsert or delete it"
+    (problem,) = (problem for problem in check_index(folder).problems if problem.documents)
+    assert problem.what.startswith("document in row 8: its metadata are nested too deeply")
+    with pytest.warns(RuntimeWarning, match="columns-.*: missing"):
+        index = Index.open(folder)
+    with index:
+        with pytest.raises(FormatError, match=too_deep):
+            index.get("d7")
+        with pytest.raises(FormatError, match=too_deep):
+            index.search(made.embeddings_of({"query": 0}), filter={"version": 0})
+        index.delete("d7")
+        assert len(index.search(made.embeddings_of({"query": 0}), k=50, filter={"version": 0})) == 19
+
+
+def is_found_by_index(folder: Path) -> bool:
+    with closing(sqlite3.connect(folder / "index.sqlite")) as connection:
+        plan = connection.execute("EXPLAIN QUERY PLAN SELECT row FROM deletions WHERE generation > 7").fetchall()
+    return "INDEX" in str(plan)
+
+
+def test_what_was_deleted_since_is_found_without_reading_all_deletions(golden):
+    folder, name = golden
+    with Index.open(folder) as index:
+        assert_answers_as_written(index, name)
+        assert not is_found_by_index(folder)  # readers do without
+        index.set_note("seen", True)
+        assert is_found_by_index(folder)
+        assert index.check().sound
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ((None, "a"), ValueError, "a value that this file cannot hold was refused"),
+        ((2, None), ValueError, "a value that this file cannot hold was refused"),
+        ((1, "a"), FormatError, "damaged"),  # looked for before it was written, and not found
+    ],
+)
+def test_only_what_cannot_be_our_own_mistake_is_called_damage(tmp_path, values, error, message):
+    with closing(sqlite3.connect(tmp_path / "index.sqlite")) as connection:
+        connection.execute("CREATE TABLE notes (key INT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        connection.execute("INSERT INTO notes VALUES (1, 'a')")
+        with pytest.raises(ValueError, match=message) as raised, explained(tmp_path / "index.sqlite"):
+            connection.execute("INSERT INTO notes VALUES (?, ?)", values)
+    assert raised.type is error
+
+
 def test_an_older_file_that_was_put_back_is_searched_as_it_is(made_index, made, tmp_path):
     made_index.close()
     for path in made_index.folder.glob("index.sqlite*"):
@@ -197,3 +283,46 @@ def test_an_older_file_that_was_put_back_is_searched_as_it_is(made_index, made, 
     with Index.open(made_index.folder) as index:
         hits = {hit.id: hit.metadata["version"] for hit in index.search(made.embeddings_of({"query": 0}), k=50)}
         assert (hits["d0"], hits["d1"]) == (0, 1)
+
+
+@pytest.fixture
+def older(made, tmp_path):
+    """A folder whose index.sqlite and token file are from before its last commits, and a version of "d0" that has as
+    many token vectors as version 0: only its checksums tell whose they are."""
+    counts = [len(made.embeddings_of({"d0": version}).tokens.vectors) for version in range(100)]
+    other = counts.index(counts[0], 1)
+    folder, backup = tmp_path / "older", tmp_path / "backup"
+    with Index.create(folder, made.MODEL, dense="exact") as index:
+        versions = {f"d{i}": 0 for i in range(20)}
+        index.add(made.documents_of(versions), embeddings=made.embeddings_of(versions))
+    shutil.copytree(folder, backup)
+    return folder, backup, other
+
+
+def test_a_writer_that_is_killed_after_an_older_file_was_put_back_leaves_right_answers(older, made, tmp_path):
+    folder, backup, other = older
+    with Index.open(folder) as index:
+        index.upsert(made.documents_of({"d0": 0}), embeddings=made.embeddings_of({"d0": 0}))
+    shutil.copy(backup / "index.sqlite", folder)  # the token file has the rows of the second "d0" still
+    with Index.open(folder) as index:
+        index.upsert(made.documents_of({"d0": other}), embeddings=made.embeddings_of({"d0": other}))
+        shutil.copytree(folder, tmp_path / "killed")
+    with Index.open(tmp_path / "killed") as index:
+        best = index.search(made.embeddings_of({"d0": other}), k=1)[0]
+        assert (best.id, best.metadata, best.scores.dense) == ("d0", {"version": other}, pytest.approx(1, abs=1e-5))
+        assert index.check().sound
+
+
+def test_compacting_after_older_files_were_put_back_gives_right_answers(older, made):
+    folder, backup, other = older
+    with Index.open(folder) as index:
+        index.upsert(made.documents_of({"d0": other}), embeddings=made.embeddings_of({"d0": other}))
+        index.compact()
+    for name in ("index.sqlite", "tokens.i8"):
+        shutil.copy(backup / name, folder)
+    for _ in range(2):
+        with Index.open(folder) as index:
+            index.compact()
+            best = index.search(made.embeddings_of({"d0": 0}), k=20)[0]
+            assert (best.id, best.metadata, best.scores.dense) == ("d0", {"version": 0}, pytest.approx(1, abs=1e-5))
+            assert index.check().sound

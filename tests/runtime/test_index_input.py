@@ -124,6 +124,14 @@ def test_an_odd_document_comes_back_as_it_was(document, made_index, made):
         assert index.check().sound
 
 
+def test_a_name_that_is_no_unicode_is_nobodys(made_index):
+    assert made_index.delete(["\ud800", "d1"]) == 1
+    assert made_index.get("\ud800") is None
+    assert made_index.note("\ud800") is None
+    with pytest.raises(ValueError, match=r"^key must be valid Unicode, got '\\ud800'"):
+        made_index.set_note("\ud800", 1)
+
+
 @pytest.mark.parametrize("metadata", [{"n": float("nan")}, {"n": [float("inf")]}, {"n": {1, 2}}, {"n": b"x"}])
 def test_metadata_that_json_cannot_hold_are_refused(metadata, made_index, made):
     with pytest.raises(ValueError, match=r"documents\[0\]: metadata must be a JSON object"):

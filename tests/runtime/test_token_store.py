@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from m3edge import Document, Index
-from m3edge.embeddings import TokenRows
+from m3edge._kernels_numpy import unpack_records
+from m3edge.corpus import EncodedCorpus
+from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.index.pooling import pool_tokens, ward_labels
 from m3edge.index.tokens import CODECS, TokenStore
 from m3edge.scoring import maxsim
 
 DOCUMENTS = [Document(f"d{i}", f"Text number {i} is about compressing files and about tea.") for i in range(20)]
+BITS = {"fp16": 16, "int8": 8, "int4": 4, "binary": 1}
 ERROR = {"fp16": 1e-3, "int8": 0.01, "int4": 0.2, "binary": 1.0}
 BYTES = {"fp16": 768, "int8": 388, "int4": 196, "binary": 52}
 
@@ -28,7 +31,9 @@ def test_every_codec_gives_vectors_and_scores_back_within_its_error(rng, tmp_pat
     store.write(10, vectors[10:])
     store.map_rows(30)
     starts, counts = np.array([10, 0, 5]), np.array([20, 7, 0])
-    read = store.read(starts, counts)
+    rows = np.concatenate([store.rows(*place) for place in zip(starts.tolist(), counts.tolist(), strict=True)])
+    codes, scales = unpack_records(rows, BITS[codec], 384)
+    read = TokenRows(codes * scales[:, None], offsets_of(counts))
     expected = np.concatenate([vectors[10:], vectors[:7]])
     assert np.linalg.norm(read.vectors - expected, axis=1).max() < ERROR[codec]
     query = unit(rng, 5)
@@ -83,6 +88,12 @@ def test_wrong_settings_are_refused(tmp_path, encoder):
     with pytest.raises(ValueError, match="token_pooling must be 1, 2 or 3, got 4"):
         Index.create(tmp_path / "a", encoder, token_pooling=4)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("codec", ["none", "int2"])
+def test_a_corpus_to_measure_needs_token_vectors(encoder, codec):
+    with pytest.raises(ValueError, match=f"token_codec must be one of int8, fp16, int4, binary, got '{codec}'"):
+        EncodedCorpus(encoder, ["tea"], token_codec=codec)
 
 
 def test_a_flipped_byte_is_named_with_its_documents_and_upserting_them_repairs(index):
