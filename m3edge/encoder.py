@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m3edge.arguments import checked_integer, checked_texts
 from m3edge.embeddings import Embeddings, SparseRows, TokenRows, concatenate, offsets_of
 from m3edge.errors import CancelledError
 from m3edge.model_folder import (
@@ -22,7 +23,7 @@ from m3edge.model_folder import (
 )
 from m3edge.progress import progress_bar
 from m3edge.scoring import sparse_row
-from m3edge.session import Session, checked_integer, open_session
+from m3edge.session import Session, open_session
 from m3edge.tokenization import TokenizedText, Tokenizer
 
 # The three heads, by the name of their part of Embeddings, and the graph output each comes from.
@@ -265,19 +266,6 @@ def _padded(texts: Sequence[TokenizedText], pad_id: int) -> tuple[np.ndarray, np
         attention_mask[row, : len(text.ids)] = 1
         attention_mask[row, text.further_cls] = FURTHER_CLS
     return input_ids, attention_mask
-
-
-def checked_texts(name: str, texts: str | Iterable[str]) -> list[str]:
-    """One text or several as a list. Raises TypeError, naming the argument, for anything else."""
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise TypeError(f"{name} must be strings, got {type(texts).__name__}")
-    texts = list(texts)
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{position}] must be a string, got {type(text).__name__}")
-    return texts
 
 
 def _checked_mcls_interval(interval: int | None, info: ModelInfo) -> int | None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import operator
 import os
 import platform
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol
 
 import numpy as np
 
 from m3edge import openvino_engine
+from m3edge.arguments import checked_integer
 from m3edge.errors import FormatError, M3EdgeError, ProviderError
 from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, STATIC_GRAPH, longest_text
 
@@ -131,19 +131,6 @@ def open_session(
     if engine == openvino_engine.NAME:
         return openvino_engine.open_openvino(folder, device or "CPU", n_threads, cache, hint)
     return _open_installed(folder, provider, n_threads)
-
-
-def checked_integer(name: str, value: SupportsIndex, *, least: int = 1) -> int:
-    """An argument that must be an integer, Python's or NumPy's, as an int. Raises TypeError or ValueError naming it."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
 
 
 def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from m3edge.arguments import checked_integer, checked_texts
 from m3edge.embeddings import Embeddings
-from m3edge.encoder import Encoder, checked_texts
+from m3edge.encoder import Encoder
 from m3edge.errors import CancelledError
 from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
@@ -27,7 +28,6 @@ from m3edge.index.view import Current, View
 from m3edge.model_folder import PRESETS
 from m3edge.progress import progress_bar
 from m3edge.scoring import Weights, maxsim, resolve_weights
-from m3edge.session import checked_integer
 
 _SEARCH_BLOCK = 256  # queries encoded and searched together
 _MOST = 2**31 - 1  # documents: more than any index has, and still a number that the native kernels take

@@ -8,12 +8,12 @@ import onnxruntime
 import pytest
 
 from m3edge import session
+from m3edge.arguments import checked_integer
 from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT
 from m3edge.session import (
     OnnxruntimeSession,
     available_cpus,
     bucket,
-    checked_integer,
     multiplies_bytes,
     open_session,
     products_saturate,
