@@ -136,7 +136,7 @@ class Encoder:
         batch_tokens: bound on the padded tokens in one run of the model (one text may exceed it alone)
         progress:     True shows a progress bar, None only when stderr is a terminal and it takes over a second
         cancel:       an event that, once set by another thread, stops the job between two batches
-        returns the embeddings in the order of the texts; a text's vectors do not depend on the others'
+        returns the embeddings in the order of the texts; a text's vectors depend on the others' by rounding alone
         Raises TypeError when a text is no string, CancelledError when cancelled.
         """
         return self._encode(texts, "", heads, max_length, batch_tokens, progress, cancel)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ STATIC_WEIGHTS = "model.static.onnx_data"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.bin"
 PARITY = "parity.json"
+_KNOWN = (GRAPH, WEIGHTS, STATIC_GRAPH, STATIC_WEIGHTS, TOKENIZER, VOCABULARY, PARITY)
 
 INPUTS = ("input_ids", "attention_mask")
 DENSE_OUTPUT = "dense_vecs"
@@ -137,6 +139,7 @@ def checked_model_folder(folder: Path | str, *, verify: bool = True) -> Iterator
     manifest = _parse_manifest(path)
     info = _model_info(path, manifest["model"])
     files = manifest["files"]
+    _check_names(folder, files)
     _check_sizes(folder, files)
     if not verify:
         yield info
@@ -151,10 +154,22 @@ def checked_model_folder(folder: Path | str, *, verify: bool = True) -> Iterator
             checked.result()
 
 
+def longest_text(folder: Path) -> int:
+    """The model's max_length, of a folder that somebody else checks; as long as it has no manifest, while the export
+    makes it, no limit is known: sys.maxsize."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return sys.maxsize
+    max_length: int = manifest["model"]["max_length"]
+    return max_length
+
+
 def _parse_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+        checksum = _self_checksum(manifest) if isinstance(manifest, dict) else ""
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not valid JSON ({error}); export the model again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
         raise FormatError(f"{path}: not the manifest of an m3edge model; export the model with `m3edge-export onnx`")
@@ -164,7 +179,7 @@ def _parse_manifest(path: Path) -> dict[str, Any]:
             f"{path}: format version {version} is newer than this m3edge reads ({FORMAT_VERSION}); upgrade m3edge"
         )
     intact = version == FORMAT_VERSION and all(isinstance(manifest.get(key), dict) for key in ("model", "files"))
-    if not intact or manifest.get("sha256") != _self_checksum(manifest):
+    if not intact or manifest.get("sha256") != checksum:
         raise FormatError(f"{path}: altered after it was written (its checksum differs); export the model again")
     return manifest
 
@@ -173,6 +188,15 @@ def _self_checksum(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of the manifest without its own checksum, in one canonical spelling."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _check_names(folder: Path, files: Mapping[str, Any]) -> None:
+    """Whoever finds a file under a known name takes it for the model's: without a checksum it must not be there."""
+    for name in _KNOWN:
+        if name not in files and (folder / name).exists():
+            raise FormatError(
+                f"{folder / name}: not of this model ({MANIFEST} does not name it); remove it or export the model again"
+            )
 
 
 def _check_sizes(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

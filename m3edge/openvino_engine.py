@@ -21,7 +21,15 @@ import numpy as np
 
 from m3edge.errors import FormatError, ProviderError
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, MANIFEST, STATIC_GRAPH
+from m3edge.model_folder import (
+    DENSE_OUTPUT,
+    GRAPH,
+    INPUTS,
+    MANIFEST,
+    STATIC_GRAPH,
+    longest_text,
+    read_model_folder,
+)
 
 NAME = "openvino"
 BFLOAT16 = "bf16"  # in a device's place: the CPU, with what is not int8 in bfloat16
@@ -33,23 +41,36 @@ _OLDEST = (2026, 4)  # what m3edge was measured and tested with; older ones are 
 _LENGTH_STEP = 8
 _KEPT_KERNELS = 1000
 # A cached model: this, 8 bytes of CRC-32 in hexadecimal, zeros up to a page, and OpenVINO's own bytes, which are mapped
-# and not read: most of them are weights.
-_MAGIC = b"m3edge-openvino-2\n"
+# and not read: most of them are weights. The first line counts up when the same graph is compiled to something else.
+_MAGIC = b"m3edge-openvino-3\n"
 _PAGE = 4096
 
 
 class OpenVinoSession:
     """A graph on one OpenVINO device. Safe to call from several threads.
 
+    A text's results may depend on its batch: of 120 texts on mini's static graph, each beside itself alone, all cosines
+    were above .99999 in batches of 512 tokens; in batches of 32 texts two fell below .9999, to .9997 (dense) and .9984
+    (a token), and stayed as near to fp32 (a token: .9975, alone .9971). On onnxruntime none fell below .99999.
+
     provider:  "openvino" on the CPU, otherwise with the device, "openvino:GPU", or "openvino:bf16"
     n_threads: CPU threads a run may use
     mapped:    uint8 [bytes], the cached model that `compiled` points into
+    max_length: tokens of the model's longest text, beyond which nothing is padded: it may have no more positions
     """
 
-    def __init__(self, compiled: Any, provider: str, n_threads: int, mapped: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        compiled: Any,
+        provider: str,
+        n_threads: int,
+        mapped: np.ndarray | None = None,
+        max_length: int = sys.maxsize,
+    ) -> None:
         self.provider = provider
         self.n_threads = n_threads
         self._compiled = compiled
+        self._max_length = max_length
         self._mapped = mapped  # OpenVINO does not keep it
         self._idle: list[Any] = []  # infer requests that no thread is using: as many as ever ran at once
         self._lock = threading.Lock()
@@ -57,7 +78,8 @@ class OpenVinoSession:
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Run one batch; see session.Session."""
         length = input_ids.shape[1]
-        padding = ((0, 0), (0, -length % _LENGTH_STEP))
+        padded_length = min(length + -length % _LENGTH_STEP, max(length, self._max_length))
+        padding = ((0, 0), (0, padded_length - length))
         input_ids, attention_mask = np.pad(input_ids, padding), np.pad(attention_mask, padding)
         with self._lock:
             request = self._idle.pop() if self._idle else None
@@ -81,7 +103,7 @@ def open_openvino(
 
     device: OpenVINO's name, "CPU", "GPU", "GPU.1", "NPU"; or BFLOAT16, for a CPU that has it
     cache:  a folder for compiled models, made when missing; what is stale or damaged in it is written anew, and when
-        it cannot be written a warning says so
+        it cannot be written, or the folder is not what its manifest says, a warning says so
     hint:   "latency": one run has all threads; "throughput": the CPU's threads are shared out among runs at once
     Raises ProviderError when OpenVINO is too old, has no such device or cannot run the graph there, FormatError for a
     folder without a graph that OpenVINO runs or with a damaged one, ImportError without OpenVINO.
@@ -101,8 +123,9 @@ def open_openvino(
     if compiled is None:
         compiled = _compile(core, graph, name, properties)
         if path is not None:
-            _write_cache(path, compiled)
-    return OpenVinoSession(compiled, NAME if device == "CPU" else f"{NAME}:{device}", n_threads, mapped)
+            _write_cache(path, folder, compiled)
+    provider = NAME if device == "CPU" else f"{NAME}:{device}"
+    return OpenVinoSession(compiled, provider, n_threads, mapped, longest_text(folder))
 
 
 def _graph_name(folder: Path) -> str:
@@ -181,10 +204,27 @@ def _compile(core: Any, graph: Path, device: str, properties: dict[str, Any]) ->
         model = core.read_model(str(graph))
     except RuntimeError as error:
         raise FormatError(f"{graph}: OpenVINO cannot read it ({error}); export the model again") from error
+    _take_then_branches(model)
     try:
         return core.compile_model(model, device, properties)
     except RuntimeError as error:
         raise ProviderError(f"OpenVINO cannot run {graph} on {device}: {error}") from error
+
+
+def _take_then_branches(model: Any) -> None:
+    """Put its `then` branch in each If's place: the one for padded batches, which is right for the others too.
+
+    With an If before it OpenVINO's CPU plugin (2026.4) gives wrong numbers, or none, in the first run of many a shape.
+    The branches that are cheaper without padding are onnxruntime's kernels; OpenVINO is as fast without them.
+    """
+    for operator in model.get_ordered_ops():
+        if operator.get_type_name() == "If":
+            branch = operator.get_function(0)
+            parameters, results = branch.get_parameters(), branch.get_results()
+            for item in operator.get_input_descriptions(0):
+                parameters[item.body_parameter_index].output(0).replace(operator.input_value(item.input_index))
+            for item in operator.get_output_descriptions(0):
+                operator.output(item.output_index).replace(results[item.body_value_index].input_value(0))
 
 
 # The cache. OpenVINO has one of its own (CACHE_DIR), but takes what is in it on trust: here a file's name says what it
@@ -193,6 +233,7 @@ def _compile(core: Any, graph: Path, device: str, properties: dict[str, Any]) ->
 
 def _cache_key(openvino: Any, core: Any, folder: Path, graph: Path, device: str, properties: dict[str, Any]) -> str:
     parts = [
+        _MAGIC,
         (folder / MANIFEST).read_bytes(),  # has every file's SHA-256
         openvino.__version__,
         core.get_property(device, "FULL_DEVICE_NAME"),
@@ -226,7 +267,14 @@ def _read_cache(openvino: Any, core: Any, path: Path, device: str, properties: d
     return None, None
 
 
-def _write_cache(path: Path, compiled: Any) -> None:
+def _write_cache(path: Path, folder: Path, compiled: Any) -> None:
+    """Keep the compiled model, unless the folder that it was made from is damaged: its name comes from the manifest, so
+    that it would be taken for that of the whole folder. Whoever loads may still be comparing the weights, or never."""
+    try:
+        read_model_folder(folder)
+    except FormatError as error:
+        warnings.warn(f"{path.parent}: not keeping the compiled model ({error})", RuntimeWarning, stacklevel=5)
+        return
     body = compiled.export_model().getbuffer()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

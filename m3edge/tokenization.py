@@ -20,7 +20,7 @@ class TokenizedText(NamedTuple):
     """One text as the model reads it.
 
     ids:       int64 [n], `<s>` prefix … text … `</s>`
-    n_prefix:  how many of them, after `<s>`, belong to the prefix
+    n_prefix:  how many of them, after the first `<s>`, belong to the prefix, with each further `<s>` among them
     truncated: True when the text's end was left out
     further_cls: int64 [m], where in `ids` further `<s>` stand, put there for MCLS
     """
@@ -70,11 +70,11 @@ class Tokenizer:
             truncated = len(ids) > room
             if truncated:
                 ids = np.concatenate([ids[: room - 1], ids[-1:]])
-            n_prefix = min(len(prefix_ids), len(ids) - 2)
-            if not np.array_equal(ids[1 : 1 + n_prefix], prefix_ids[:n_prefix]):
-                n_prefix = 0  # the prefix's end grew together with the text: no token is only the prefix's
+            n_prefix = _common_run(ids[1:-1], prefix_ids)
             if len(further_cls):
-                ids = np.insert(ids, further_cls - np.arange(len(further_cls)), ids[0])
+                before = further_cls - np.arange(len(further_cls))  # the tokens they are put before
+                ids = np.insert(ids, before, ids[0])
+                n_prefix += int(np.count_nonzero(before <= n_prefix))
             result.append(TokenizedText(ids, n_prefix, truncated, further_cls))
         return result
 
@@ -152,6 +152,13 @@ def _further_cls(length: int, interval: int | None, max_length: int) -> np.ndarr
     n = (length - 3) // (interval - 1)  # of the interval - 1 places behind each <s>, all but the text's last are full
     n_fitting = (max_length - 3) // interval
     return interval * np.arange(1, 1 + max(0, min(n, n_fitting)))
+
+
+def _common_run(ids: np.ndarray, prefix_ids: np.ndarray) -> int:
+    """How many tokens are only the prefix's: all, unless its end grew together with the text."""
+    n = min(len(ids), len(prefix_ids))
+    differing = np.flatnonzero(ids[:n] != prefix_ids[:n])
+    return int(differing[0]) if len(differing) else n
 
 
 def _encodable(text: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from m3edge import CancelledError, Embeddings, Encoder, ProviderError
 from m3edge.encoder import plan_batches
 from m3edge.scoring import dense_scores, lexical_scores, maxsim
+from m3edge.tokenization import Tokenizer
 
 TEXTS = [
     "How do I compress a file?",
@@ -66,6 +67,29 @@ def test_the_prefix_counts_for_the_dense_vector_only(encoder):
     assert query.sparse.ids.tolist() == plain.sparse.ids.tolist()
     assert len(query.tokens.vectors) == len(plain.tokens.vectors)
     assert abs(query.dense - plain.dense).max() > 1e-3
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A tokenizer with a token for a, b, c and d each, and one for "cd"."""
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+    from tokenizers import models, processors
+
+    pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((letter, -3.0) for letter in "abcd"), ("cd", -1.0)]
+    tokenizer = HuggingFaceTokenizer(models.Unigram(pieces, unk_id=2))
+    ends = [("<s>", 0), ("</s>", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return Tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("interval", [None, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("text", "content"), [("ab", ["a", "b", "</s>"]), ("dab", ["cd", "a", "b", "</s>"]), ("", ["</s>"])]
+)
+def test_of_a_prefix_whose_end_grew_together_with_the_text_the_rest_stays_outside(letters, interval, text, content):
+    (tokens,) = letters.tokenize([text], prefix="abc", max_length=64, mcls_interval=interval)
+    assert [letters.token(i) for i in tokens.ids[tokens.content]] == content
 
 
 def test_token_vectors_leave_out_the_first_token_and_keep_the_last(encoder):

@@ -11,7 +11,10 @@ from m3edge.model_folder import (
     GRAPH,
     MANIFEST,
     PARITY,
+    STATIC_GRAPH,
+    STATIC_WEIGHTS,
     TOKENIZER,
+    VOCABULARY,
     WEIGHTS,
     ModelInfo,
     checked_model_folder,
@@ -68,6 +71,19 @@ def test_a_missing_file_is_named(folder, name):
         read_model_folder(folder)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", [STATIC_GRAPH, STATIC_WEIGHTS, VOCABULARY])
+def test_a_file_that_would_be_taken_for_the_models_but_is_not_named_is_refused(folder, name, verify):
+    (folder / name).write_bytes(b"from elsewhere")
+    with pytest.raises(FormatError, match=rf"{name}: not of this model .*remove it"):
+        read_model_folder(folder, verify=verify)
+
+
+def test_a_file_that_nobody_reads_may_lie_beside(folder):
+    (folder / "README.md").write_text("a note")
+    assert read_model_folder(folder) == INFO
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_is_named_without_reading_it(folder, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:-1])
@@ -106,6 +122,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_manifest_of_anything_else_is_refused(folder, content):
     (folder / MANIFEST).write_text(content)
     with pytest.raises(FormatError, match=MANIFEST):
+        read_model_folder(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"format": "m3edge-model", "model": ' + '{"a":' * 100_000])
+def test_a_manifest_nested_without_end_is_refused(folder, content):
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(FormatError, match="not valid JSON"):
         read_model_folder(folder)
 
 

@@ -6,19 +6,21 @@ On the real mini model's static int8 graph, beside onnxruntime on its fp32 graph
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m3edge import Embeddings, Encoder, FormatError, ProviderError, openvino_engine, session
-from m3edge.model_folder import STATIC_GRAPH, write_manifest
+from m3edge.model_folder import STATIC_GRAPH, WEIGHTS, write_manifest
 from m3edge.session import PROVIDERS, open_session
 
 TEXTS = [
@@ -174,6 +176,67 @@ def test_an_fp32_folder_gives_what_onnxruntime_gives(mini_fp32, encoder):
     assert_same(on_openvino.encode_passages(TEXTS), encoder.encode_passages(TEXTS), cosine=0.99999)
 
 
+@pytest.fixture(scope="module")
+def tiny_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT with 61 positions, no multiple of what lengths are padded to."""
+    torch = pytest.importorskip("torch", reason="makes a model")
+    transformers = pytest.importorskip("transformers", reason="makes a model")
+    from m3edge_export.export import export_onnx
+    from tokenizers import Tokenizer, models, processors
+
+    source = tmp_path_factory.mktemp("tiny") / "tiny"
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3))
+    tokenizer.add_special_tokens(pieces[:4])
+    ends = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(pieces), hidden_size=384, num_hidden_layers=2, num_attention_heads=12, intermediate_size=1536,
+        max_position_embeddings=61, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(source)
+    tokenizer.save(str(source / "tokenizer.json"))
+    for name, outputs in (("sparse_linear.pt", 1), ("colbert_linear.pt", 384)):
+        torch.save(torch.nn.Linear(384, outputs).state_dict(), source / name)
+    export_onnx(source, source.with_name("tiny-fp32"), precision="fp32")
+    return source.with_name("tiny-fp32")
+
+
+def test_the_first_run_of_every_shape_is_right(tiny_fp32, rng):
+    outputs = ["dense_vecs", "token_weights", "colbert_vecs"]
+    on_cpu, on_openvino = open_session(tiny_fp32, "cpu"), open_session(tiny_fp32, "openvino")
+    for n_texts, length, padded in itertools.product((1, 2, 5), range(8, 57, 8), (False, True)):
+        ids = rng.integers(4, 30, (n_texts, length))
+        mask = np.ones_like(ids)
+        mask[0, length // 2 :] = not padded
+        for ours, theirs in zip(on_openvino.run(ids, mask, outputs), on_cpu.run(ids, mask, outputs), strict=True):
+            held = slice(None) if ours.shape == (n_texts, 384) else mask.astype(bool)
+            np.testing.assert_allclose(ours[held], theirs[held], atol=1e-4)
+
+
+def test_no_branch_is_left_for_openvino_to_choose(mini_fp32, monkeypatch):
+    kinds: set[str] = set()
+
+    class Core(openvino.Core):
+        def compile_model(self, model, name, properties):
+            kinds.update(operator.get_type_name() for operator in model.get_ops())
+            raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    with pytest.raises(ProviderError, match="seen enough"):
+        open_session(mini_fp32, "openvino")
+    assert "Softmax" in kinds or "ScaledDotProductAttention" in kinds
+    assert "If" not in kinds
+
+
+def test_nothing_is_padded_beyond_the_models_positions(tiny_fp32):
+    text = "ab" * 100
+    expected = Encoder.load(tiny_fp32, "cpu").encode(text)
+    assert len(expected.tokens.vectors) == 61 - 1
+    assert_same(Encoder.load(tiny_fp32, "openvino").encode(text), expected)
+
+
 @pytest.mark.parametrize("device", ["CPU", "bf16"])
 def test_only_who_asks_for_bfloat16_gets_it(monkeypatch, mini_fp32, device):
     """On a CPU that has it OpenVINO would take it of itself."""
@@ -320,6 +383,18 @@ def test_another_model_in_the_same_folder_is_not_taken_from_the_cache(copied, ca
     write_manifest(copied, info)
     load_quietly(copied, cache)
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_model_of_damaged_weights_is_not_kept(copied, tmp_path, verify):
+    """Its name would be that of the whole folder's, which the next start would take it for."""
+    with (copied / WEIGHTS).open("r+b") as file:
+        file.seek(-1_000_000, os.SEEK_END)
+        file.write(bytes(100_000))
+    refused = pytest.raises(FormatError, match="altered") if verify else nullcontext()
+    with pytest.warns(RuntimeWarning, match="not keeping the compiled model .*altered"), refused:
+        Encoder.load(copied, "openvino", verify=verify, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_another_number_of_threads_is_another_compiled_model(mini_openvino, cached):

@@ -1,5 +1,6 @@
 """What a session decides about the CPU it runs on, tried on CPUs that are not at hand."""
 
+import sys
 import time
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import m3edge
 from m3edge import session
 from m3edge.arguments import checked_integer
 from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT
@@ -37,9 +39,20 @@ def test_only_x86_without_vnni_saturates(tmp_path, machine, flags, saturates):
     assert products_saturate(machine, tmp_path / "cpuinfo") is saturates
 
 
-def test_an_x86_that_says_nothing_of_itself_is_taken_to_saturate(tmp_path):
+def test_an_x86_that_says_nothing_of_itself_is_taken_to_saturate(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "m3edge._native", None)
+    monkeypatch.delattr(m3edge, "_native", raising=False)
     assert products_saturate("x86_64", tmp_path / "nothing")
     assert not multiplies_bytes("x86_64", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("best", "vnni"), [("avx512-vnni", True), ("avx-vnni", True), ("avx2", False)])
+def test_where_the_system_does_not_tell_the_native_kernels_do(tmp_path, monkeypatch, best, vnni):
+    native = SimpleNamespace(instruction_sets=lambda: [best, "plain"])
+    monkeypatch.setitem(sys.modules, "m3edge._native", native)
+    monkeypatch.setattr(m3edge, "_native", native, raising=False)
+    assert multiplies_bytes("AMD64", tmp_path / "nothing") is vnni
+    assert products_saturate("AMD64", tmp_path / "nothing") is not vnni
 
 
 @pytest.mark.parametrize(("machine", "gains"), [("x86_64", True), ("aarch64", False)])
@@ -143,3 +156,18 @@ def test_on_a_gpu_batches_come_in_few_shapes_and_with_the_same_results(mini_fp32
             held = mask.astype(bool) if ours.ndim > 1 and ours.shape[1] == length else slice(None)
             np.testing.assert_allclose(ours[held], theirs[held], atol=1e-5)
     assert shapes == {(1, 12), (3, 24), (6, 24)}
+
+
+def test_on_a_gpu_nothing_is_padded_beyond_the_longest_text():
+    lengths = []
+
+    class Gpu:
+        def run(self, outputs, inputs):
+            lengths.append(inputs["input_ids"].shape[1])
+            return [np.zeros((*inputs["input_ids"].shape, 4), np.float32)]
+
+    on_gpu = OnnxruntimeSession(Gpu(), "cuda", 1, max_length=61)
+    for length in (20, 50, 61):
+        ids = np.ones((1, length), np.int64)
+        assert on_gpu.run(ids, ids, [TOKENS_OUTPUT])[0].shape == (1, length, 4)
+    assert lengths == [24, 61, 61]
