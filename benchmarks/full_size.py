@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from chip import Product, rates
 from machine import ROOT, describe_machine
-from onnx import TensorProto, helper, numpy_helper
 
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, SPARSE_OUTPUT, TOKENS_OUTPUT, WEIGHTS
@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
     folders = prepare(precisions)
-    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads}
+    report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "chip": rates(options.threads)}
     report["size_mb"] = {
         name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
     }
@@ -183,30 +183,14 @@ class _Products:
     """Nothing but the encoder's integer products: what the chip could do if all else were free."""
 
     def __init__(self, rows: int, threads: int) -> None:
-        rng = np.random.default_rng(0)
-        self._runs = []
-        for inputs, outputs, count in ((HIDDEN, HIDDEN, 4), (HIDDEN, FFN, 1), (FFN, HIDDEN, 1)):
-            weight = numpy_helper.from_array(rng.integers(-127, 128, (inputs, outputs)).astype(np.int8), "w")
-            zero = numpy_helper.from_array(np.array(128, np.uint8), "zero")
-            node = helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])
-            x = helper.make_tensor_value_info("x", TensorProto.UINT8, [rows, inputs])
-            y = helper.make_tensor_value_info("y", TensorProto.INT32, [rows, outputs])
-            graph = helper.make_graph([node], "product", [x], [y], [weight, zero])
-            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-            session = onnxruntime.InferenceSession(
-                model.SerializeToString(), session_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
-            )
-            data = {"x": rng.integers(0, 256, (rows, inputs)).astype(np.uint8)}
-            self._runs.append((session, data, count))
+        weights = ((HIDDEN, HIDDEN, 4), (HIDDEN, FFN, 1), (FFN, HIDDEN, 1))
+        self._products = [
+            (Product("int8", threads, (rows, inputs, outputs)), count) for inputs, outputs, count in weights
+        ]
 
     def milliseconds(self) -> float:
         """Of one pass through all layers: each product is timed once and counted as often as it occurs."""
-        total = 0.0
-        for session, data, count in self._runs:
-            start = time.perf_counter()
-            session.run(None, data)
-            total += LAYERS * count * 1000 * (time.perf_counter() - start)
-        return total
+        return 1000 * LAYERS * sum(count * product.seconds() for product, count in self._products)
 
 
 def _ratio(above: list[float], below: list[float]) -> float:

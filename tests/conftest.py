@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from m3edge import Encoder, Index
 from m3edge.files import sha256_file
@@ -162,9 +163,11 @@ def _build(folders: list[Path], command: list[str]) -> None:
     sources = [path for path in sources if "training" not in path.parts]
     key = "\n".join(f"{path.relative_to(ROOT)} {sha256_file(path)}" for path in sources)
     stamp = folders[0].with_suffix(".key")
-    if not (all(folder.exists() for folder in folders) and stamp.exists() and stamp.read_text() == key):
-        stamp.unlink(missing_ok=True)
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "m3edge_export.cli", *command], check=True)
-        stamp.write_text(key)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / "build.lock"):  # of two test runs in a checkout one builds
+        if not (all(folder.exists() for folder in folders) and stamp.exists() and stamp.read_text() == key):
+            stamp.unlink(missing_ok=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "m3edge_export.cli", *command], check=True)
+            stamp.write_text(key)

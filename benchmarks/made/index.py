@@ -41,21 +41,22 @@ def hybrid() -> str:
 
 
 def codecs() -> str:
-    rows = {row["what"]: row for row in result("maxsim")["rows"] if row["dim"] == 384 and row["threads"] == 2}
+    dims = (384, 1024)
+    rows = {(row["what"], row["dim"]): row for row in result("maxsim")["rows"] if row["threads"] == 2}
+
+    def line(name: str, what: str, sizes: list[str]) -> list[str]:
+        errors = [rows[what, dim]["largest_error"] for dim in dims]
+        error = np.format_float_positional(max(errors), 1, fractional=False) if None not in errors else ""
+        return [name, *sizes, error, *(f"{rows[what, dim]['median_ms']:.1f}" for dim in dims)]
+
     lines = []
     for codec, bits in BITS.items():
-        row = rows[f"store {codec}"]
         name = "`int8`, the default" if codec == "int8" else f"`{codec}`"
-        sizes = [str(record_bytes(dim, bits)) for dim in (384, 1024)]
-        error = np.format_float_positional(row["largest_error"], 1, fractional=False)
-        lines.append([name, *sizes, error, f"{row['median_ms']:.1f}"])
+        lines.append(line(name, f"store {codec}", [str(record_bytes(dim, bits)) for dim in dims]))
+    lines.append(line("numpy on whole float32", "numpy fp32", [str(4 * dim) for dim in dims]))
+    lines.append(line("the int8 products alone (2)", "chip int8", ["", ""]))
     header = ["`token_codec`", "bytes a token, mini (384)", "BGE-M3 (1,024)"]
-    return table([*header, "largest error of a score (1)", "100 documents, ms (1)"], lines)
-
-
-def numpy_maxsim() -> str:
-    (row,) = [row for row in result("maxsim")["rows"] if row["dim"] == 384 and row["what"] == "numpy fp32"]
-    return f"{row['median_ms']:.1f} ms"
+    return table([*header, "largest error of a score (1)", "100 documents, ms (1): 384", "1,024"], lines)
 
 
 def token_store() -> str:
@@ -153,7 +154,6 @@ PARTS = {
     "filters-recall": filters_recall,
     "hybrid": hybrid,
     "codecs": codecs,
-    "numpy-maxsim": numpy_maxsim,
     "token-store": token_store,
     "scale": scale,
     "scale-line": scale_line,

@@ -31,14 +31,15 @@ def calibration_texts(path: Path | None = None) -> list[str]:
     Raises FormatError when there is no file, it is not UTF-8, or there is no text in it.
     """
     try:
-        content = _OWN_TEXTS.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8")
+        # Line by line as a file has them: str.splitlines would also cut at U+2028, which JSON and texts may hold.
+        with (_OWN_TEXTS if path is None else path).open(encoding="utf-8-sig") as file:
+            texts = [text for line in file if (text := _text_of(line.removesuffix("\n"))).strip()]
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file of calibration texts") from error
     except UnicodeDecodeError as error:
         raise FormatError(
             f"{path}: not UTF-8 text ({error}); calibration texts are one text, or JSON, a line"
         ) from error
-    texts = [text for line in content.splitlines() if (text := _text_of(line)).strip()]
     if not texts:
         raise FormatError(f"{path}: holds no text; calibration needs some hundred texts like those to be searched")
     return texts

@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from m3edge.errors import FormatError
 from m3edge.files import write_atomically
 from m3edge.model_folder import POOLINGS, PRESETS, ModelInfo
+from m3edge.scoring import resolve_weights
 from m3edge_export.model import M3Model
 
 CONFIG = "config.json"
@@ -38,6 +39,8 @@ SPARSE_HEAD = "sparse_linear.pt"
 TOKEN_HEAD = "colbert_linear.pt"
 SETTINGS = "m3edge_model.json"
 
+_LONGEST_REASON = 500  # letters
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
 _SMALL_FILES = [CONFIG, *_TOKENIZER_FILES, SPARSE_HEAD, TOKEN_HEAD, SETTINGS]
@@ -64,8 +67,18 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
-        if self.max_length < 0:
-            raise ValueError(f"max_length must be at least 0, got {self.max_length}")
+        for name in ("name", "query_prefix", "passage_prefix"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
+        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
+            raise TypeError(f"max_length must be an integer, got {self.max_length!r}")
+        if self.max_length < 0 or 0 < self.max_length < 3:
+            raise ValueError(f"max_length must be 0, or leave room for <s>, one token and </s>, got {self.max_length}")
+        for name, weights in self.presets.items():
+            try:
+                resolve_weights(weights)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"preset {name!r}: {error}") from error
 
 
 class SpecialIds(NamedTuple):
@@ -113,7 +126,9 @@ def load_checkpoint(source: str | Path, *, attention: str = "eager") -> Checkpoi
     settings = _complete(_read_settings(folder), config, folder, name)
     sparse = _read_head(folder / SPARSE_HEAD, config.hidden_size, outputs=1)
     tokens = _read_head(folder / TOKEN_HEAD, config.hidden_size)
-    model = M3Model(_read_encoder(folder, attention), token_dim=len(tokens["weight"]), pooling=settings.pooling)
+    encoder = _read_encoder(folder, attention, config.model_type)
+    _check_tokenizer(folder / TOKENIZER, encoder.get_input_embeddings().num_embeddings)
+    model = M3Model(encoder, token_dim=len(tokens["weight"]), pooling=settings.pooling)
     model.sparse_head.load_state_dict(sparse)
     model.token_head.load_state_dict(tokens)
     return Checkpoint(model.eval(), folder, settings, name, revision)
@@ -217,6 +232,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, in one line and without colours: torch puts what is wrong below a heading."""
+    text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"
+
+
 def _advice(name: str) -> str:
     if name == CONFIG:
         return "a checkpoint is a Hugging Face folder with a config.json"
@@ -248,8 +269,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FormatError(f"{folder / CONFIG}: not a model that transformers knows ({reason})") from error
+        raise FormatError(f"{folder / CONFIG}: not a model that transformers knows ({_reason(error)})") from error
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
         raise FormatError(
             f"{folder / CONFIG}: {config.model_type} is no encoder; m3edge takes BERT and XLM-RoBERTa types"
@@ -287,12 +307,14 @@ def _read_head(path: Path, hidden_size: int, outputs: int | None = None) -> Mapp
     try:
         head = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FormatError(f"{path}: not a PyTorch file of plain tensors ({reason}); download it again") from error
-    if not isinstance(head, Mapping) or set(head) != {"weight", "bias"}:
+        raise FormatError(
+            f"{path}: not a PyTorch file of plain tensors ({_reason(error)}); download it again"
+        ) from error
+    is_pair = isinstance(head, Mapping) and set(head) == {"weight", "bias"}
+    if not is_pair or not all(isinstance(values, torch.Tensor) for values in head.values()):
         raise FormatError(f"{path}: expected the tensors weight and bias; this is not an M3 head")
     weight, bias = head["weight"].float(), head["bias"].float()
-    rows = outputs or len(weight)
+    rows = outputs or max(1, len(weight) if weight.ndim else 1)
     if tuple(weight.shape) != (rows, hidden_size) or tuple(bias.shape) != (rows,):
         raise FormatError(
             f"{path}: weight {list(weight.shape)} and bias {list(bias.shape)}, expected [{rows}, {hidden_size}] and "
@@ -308,8 +330,11 @@ def _write_head(path: Path, head: nn.Linear) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _read_encoder(folder: Path, attention: str) -> Any:
-    """The encoder without its pooling layer; every weight must be in the checkpoint, none is made up."""
+def _read_encoder(folder: Path, attention: str, kind: str) -> Any:
+    """The encoder without its pooling layer; every weight must be in the checkpoint, none is made up or left over.
+
+    kind: the configuration's model_type
+    """
     try:
         encoder, report = AutoModel.from_pretrained(
             folder,
@@ -319,16 +344,41 @@ def _read_encoder(folder: Path, attention: str) -> Any:
             add_pooling_layer=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, TypeError) as error:  # of a class that knows no such argument or attention
         raise FormatError(
-            f"{folder}: the encoder cannot be loaded ({reason}); download the checkpoint again"
+            f"{folder}: transformers cannot make this encoder, of type {kind!r} ({_reason(error)}); "
+            "m3edge takes BERT and XLM-RoBERTa types"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise FormatError(
+            f"{folder}: the encoder cannot be loaded ({_reason(error)}); download the checkpoint again"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise FormatError(f"{folder}: the encoder's weights lack {len(missing)} tensors, first {missing[0]}")
+    # A pooling layer or another task's head may be left over, a layer may not.
+    left_over = sorted(name for name in report["unexpected_keys"] if "encoder" in name.split("."))
+    if left_over:
+        raise FormatError(
+            f"{folder}: the weights have {len(left_over)} tensors that the encoder of {CONFIG} has no place for, first "
+            f"{left_over[0]}; they belong to another configuration"
+        )
     _check_finite(folder, encoder.state_dict())
     return encoder.eval()
+
+
+def _check_tokenizer(path: Path, n_embeddings: int) -> None:
+    """Whatever the text, a tokenizer must give ids that the encoder has an embedding for."""
+    token, largest = max(read_tokenizer(path).get_vocab().items(), key=lambda item: item[1])
+    if largest >= n_embeddings:
+        raise FormatError(
+            f"{path}: the id of {token!r} is {largest}, but the encoder has {n_embeddings} embeddings; the tokenizer "
+            "belongs to another encoder"
+        )
+    unit_model = json.loads(path.read_bytes())["model"]
+    if unit_model["type"] == "Unigram" and unit_model.get("unk_id") is None:
+        # tokenizers would raise an error of its own, and only at the first text that needs it
+        raise FormatError(f"{path}: has no token for unknown characters (unk_id); a Unigram tokenizer needs one")
 
 
 def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from m3edge.errors import M3EdgeError
@@ -26,17 +30,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.simplefilter("ignore")  # torch and transformers talk to their own developers
     try:
-        options.run(options)
+        with _stopped_by_signals():
+            options.run(options)
     except ModuleNotFoundError as error:
         print(f"m3edge-export: {error}; pip install 'm3edge[export]'", file=sys.stderr)
         return 1
     except (M3EdgeError, OSError, ImportError, ValueError) as error:
         print(f"m3edge-export: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"m3edge-export: interrupted; {options.after_interrupt}", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it can remove what it has begun."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    numbers: list[int] = []
+    if threading.current_thread() is threading.main_thread():  # only there a handler can be set
+        known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has one
+        # Under nohup a SIGHUP is ignored and is to stay so.
+        numbers = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from m3edge.files import new_folder
 from m3edge.model_folder import (
     GRAPH,
     PRECISIONS,
@@ -31,12 +29,13 @@ from m3edge.model_folder import (
 from m3edge.vocabulary import write_vocabulary
 from m3edge_export.calibrate import calibrate, calibration_texts
 from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
+from m3edge_export.folders import new_folders
 from m3edge_export.fuse import fuse
-from m3edge_export.graph import export_graph
+from m3edge_export.graph import check_exportable, export_graph
 from m3edge_export.half import blocked_layers, layer_values, write_fp16
 from m3edge_export.quantize import Statistics, product_inputs, write_fp32, write_int4, write_int8
 from m3edge_export.static import write_static
-from m3edge_export.verify import reference_outputs, verify
+from m3edge_export.verify import reference_outputs, verify, verify_fused
 from m3edge_export.weights import WeightReader, WeightWriter
 
 
@@ -71,7 +70,7 @@ def export_precisions(
     returns precision -> what was written
 
     Raises FormatError for a bad checkpoint or calibration file, ParityError when a graph computes something else than
-    the model, FileExistsError when a folder is there; in each case nothing is left behind.
+    the model, FileExistsError when a folder is there or cannot be; in each case nothing is left behind.
     """
     unknown = sorted(set(outs) - set(PRECISIONS))
     if unknown or not outs:
@@ -80,11 +79,12 @@ def export_precisions(
         raise ValueError(f"openvino needs precision int8, got {list(outs)}")
     texts = calibration_texts(calibration) if {"int8", "fp16", "int4"} & set(outs) else []
     infos = {}
-    with ExitStack() as stack:
-        folders = {precision: stack.enter_context(new_folder(out)) for precision, out in outs.items()}
+    with new_folders(list(outs.values())) as made:
+        folders = dict(zip(outs, made, strict=True))
         # Beside what is written, where there must be room anyway; gone with it when the export fails.
         work = Path(tempfile.mkdtemp(dir=next(iter(folders.values())), prefix=".work."))
         checkpoint = load_checkpoint(source)
+        check_exportable(checkpoint.model.config)
         reference = reference_outputs(checkpoint)
         info = model_info(checkpoint, name=name)
         tokenizer = read_tokenizer(checkpoint.folder / TOKENIZER)
@@ -101,9 +101,12 @@ def export_precisions(
         prefixes = (info.query_prefix, info.passage_prefix)
         inputs = product_inputs(graph) if {"int8", "int4"} & set(outs) else []
         watched = [*inputs, *(layer_values(graph) if "fp16" in outs else [])]
-        moments = inputs
+        if "fp32" not in outs:  # where it is, the fused graph is compared as what it is
+            verify_fused(graph, work, reference)
         statistics = (
-            calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length, moments) if watched else {}
+            calibrate(graph, work, watched, tokenizer, texts, prefixes, info.max_length, with_moments=inputs)
+            if watched
+            else {}
         )
         for precision, folder in folders.items():
             notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics)}

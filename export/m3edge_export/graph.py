@@ -12,11 +12,14 @@ from optimum.exporters.onnx import export
 from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
+from transformers import PretrainedConfig
 
 from m3edge.errors import FormatError
 from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, SPARSE_OUTPUT, TOKENS_OUTPUT
 from m3edge_export.model import M3Model
 
+_ACTIVATION = "gelu"  # the exact one: gelu_new and gelu_fast are approximations
+_SUPPORTED = f"m3edge exports encoders of the BERT and XLM-RoBERTa types with hidden_act {_ACTIVATION!r}"
 OPSET = 20  # the newest that PyTorch's TorchScript exporter writes
 
 
@@ -42,9 +45,8 @@ class M3OnnxConfig(TextEncoderOnnxConfig):
 def export_graph(model: M3Model, folder: Path) -> None:
     """Trace the model: writes its graph and, beside it, its weights in float32, as the tracer leaves them.
 
-    Raises FormatError for an encoder that optimum cannot export.
+    model: one that check_exportable lets through
     """
-    _check_exportable(model)
     with _quiet_tracing():
         export(
             model,
@@ -55,14 +57,18 @@ def export_graph(model: M3Model, folder: Path) -> None:
         )
 
 
-def _check_exportable(model: M3Model) -> None:
-    kind = model.config.model_type
+def check_exportable(config: PretrainedConfig) -> None:
+    """Raise FormatError for an encoder that optimum cannot export, or whose layers fusing would turn into others."""
+    kind = config.model_type
     try:
         TasksManager.get_supported_tasks_for_model_type(kind, exporter="onnx", library_name="transformers")
     except KeyError as error:
-        raise FormatError(
-            f"optimum has no ONNX exporter for encoders of type {kind!r}; m3edge takes BERT and XLM-RoBERTa types"
-        ) from error
+        raise FormatError(f"optimum has no ONNX exporter for encoders of type {kind!r}; {_SUPPORTED}") from error
+    activation = getattr(config, "hidden_act", None)
+    if activation != _ACTIVATION:
+        raise FormatError(f"the encoder's hidden_act is {activation!r}; {_SUPPORTED}")
+    if getattr(config, "is_decoder", False):
+        raise FormatError(f"the encoder is a decoder (is_decoder is true), it does not see what follows; {_SUPPORTED}")
 
 
 @contextmanager

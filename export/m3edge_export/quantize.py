@@ -15,7 +15,7 @@ hundredth of the work and what they compute is what is compared.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -69,7 +69,8 @@ def product_inputs(model: ModelProto) -> list[str]:
 
 def write_int8(model: ModelProto, reader: WeightReader, writer: WeightWriter, statistics: Statistics) -> None:
     """Turn a fused graph into its int8 form, in place, its weights going to `writer`."""
-    _Rewriter(model, reader, writer, _Int8Products(statistics), embedding_bits=8).rewrite()
+    products = _Int8Products(statistics, _smoothing(model, reader, statistics))
+    _Rewriter(model, reader, writer, products, embedding_bits=8).rewrite()
 
 
 def write_int4(model: ModelProto, reader: WeightReader, writer: WeightWriter, statistics: Statistics) -> None:
@@ -84,6 +85,17 @@ def write_fp32(model: ModelProto, reader: WeightReader, writer: WeightWriter) ->
     model.graph.initializer.extend(tensors)
 
 
+class _Products(Protocol):
+    """What stands in for the products of one precision."""
+
+    def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
+        """Give the rewriter the nodes and weights that stand for a Gemm; the last node gives what the Gemm gave.
+
+        The weights are named after the product, not after the weight it has in the fused graph: of equal weights the
+        tracer keeps one, and each product rounds it for its own input.
+        """
+
+
 class _Rewriter:
     """Goes through a fused graph once, keeps what it does not quantize, and collects the new nodes and weights."""
 
@@ -92,7 +104,7 @@ class _Rewriter:
         model: ModelProto,
         reader: WeightReader,
         writer: WeightWriter,
-        products: _Int8Products | _Int4Products,
+        products: _Products,
         *,
         embedding_bits: int,
     ) -> None:
@@ -105,8 +117,6 @@ class _Rewriter:
         self.tensors: dict[str, TensorProto] = {}
 
     def rewrite(self) -> None:
-        gemms = [node for node in self.graph.node if node.op_type == "Gemm"]
-        self.products.prepare(self, gemms)
         for node in self.graph.node:
             if node.op_type == "Gemm":
                 self.products.replace(self, node)
@@ -125,7 +135,7 @@ class _Rewriter:
         return output
 
     def weight(self, name: str, values: np.ndarray) -> str:
-        """Add a weight; adding the same name again is asking for the same weight."""
+        """Add a weight; a name that is there already must stand for the same values."""
         if name not in self.tensors:
             self.tensors[name] = self.writer.tensor(name, values)
         return name
@@ -182,21 +192,12 @@ class _Rewriter:
 class _Int8Products:
     """y = x W + b as (x quantized for each row) times (W quantized for each column)."""
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: Statistics, smoothing: Mapping[str, np.ndarray]) -> None:
+        """smoothing: a product's input -> float32 [inputs], what it is divided by; without the inputs that are not"""
         self._statistics = statistics
-        self._smoothing: dict[str, np.ndarray] = {}  # a product's input -> float32 [inputs], what it is divided by
+        self._smoothing = smoothing
         self._value_biases: dict[str, np.ndarray] = {}  # of each layer, until its attention's output takes it over
         self._quantized: dict[str, tuple[str, str, str]] = {}  # input -> names of its bytes, row scales, zero point
-
-    def prepare(self, rewriter: _Rewriter, gemms: Sequence[NodeProto]) -> None:
-        """Find how far each input is to be smoothed; all products of one input share the answer."""
-        by_input: dict[str, list[str]] = {}
-        for node in gemms:
-            by_input.setdefault(node.input[0], []).append(node.input[1])
-        for source, weights in by_input.items():
-            if _is_smoothed(source):
-                largest = np.max([np.abs(rewriter.reader[name]).max(axis=1) for name in weights], axis=0)
-                self._smoothing[source] = smoothing_factors(self._statistics[source].magnitude, largest)
 
     def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
         source, weight = node.input[:2]
@@ -213,9 +214,9 @@ class _Int8Products:
             "MatMulIntegerToFloat",
             [
                 rows,
-                rewriter.weight(f"{weight}/int8", quantized),
+                rewriter.weight(f"{output}/weight/int8", quantized),
                 rewriter.scalar(1.0),
-                rewriter.weight(f"{weight}/scale", scales),
+                rewriter.weight(f"{output}/weight/scale", scales),
                 zero_point,
             ],
             f"{output}/product",
@@ -282,23 +283,34 @@ class _Int4Products:
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
 
-    def prepare(self, rewriter: _Rewriter, gemms: Sequence[NodeProto]) -> None:
-        """Nothing to find out first."""
-
     def replace(self, rewriter: _Rewriter, node: NodeProto) -> None:
         source, weight = node.input[:2]
+        output = node.output[0]
         values = rewriter.reader[weight]
         packed, scales = quantize_product(np.ascontiguousarray(values.T), self._statistics[source].moments)
         inputs = [
             source,
-            rewriter.weight(f"{weight}/int4", packed),
-            rewriter.weight(f"{weight}/scale", scales.ravel()),
+            rewriter.weight(f"{output}/weight/int4", packed),
+            rewriter.weight(f"{output}/weight/scale", scales.ravel()),
         ]
         if len(node.input) == 3:
             inputs += ["", "", rewriter.weight(node.input[2], rewriter.reader[node.input[2]])]
         # accuracy_level 4: activations in int8, block by block
         attributes = {"K": values.shape[0], "N": values.shape[1], "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
-        rewriter.node("MatMulNBits", inputs, node.output[0], domain=CONTRIB, **attributes)
+        rewriter.node("MatMulNBits", inputs, output, domain=CONTRIB, **attributes)
+
+
+def _smoothing(model: ModelProto, reader: WeightReader, statistics: Statistics) -> dict[str, np.ndarray]:
+    """How far each product's input is to be smoothed, see _Int8Products; all products of one input share the answer."""
+    by_input: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and _is_smoothed(node.input[0]):
+            by_input.setdefault(node.input[0], []).append(node.input[1])
+    smoothing = {}
+    for source, weights in by_input.items():
+        largest = np.max([np.abs(reader[name]).max(axis=1) for name in weights], axis=0)
+        smoothing[source] = smoothing_factors(statistics[source].magnitude, largest)
+    return smoothing
 
 
 def _is_smoothed(source: str) -> bool:

@@ -163,9 +163,12 @@ class _Builder:
         if adjusted.own_weights:
             whole = self._reader[weight] / factors[:, None]
             values, scale = quantize_columns(whole, seen.covariance(factors))
-            parameters = [self._weight(f"{weight}/static/int8", values), self._weight(f"{weight}/static/scale", scale)]
+            parameters = [
+                self._weight(f"{output}/weight/static/int8", values),
+                self._weight(f"{output}/weight/static/scale", scale),
+            ]
         else:
-            parameters = [self._weight(f"{weight}/int8"), self._weight(f"{weight}/scale")]
+            parameters = [self._weight(f"{output}/weight/int8"), self._weight(f"{output}/weight/scale")]
             values, scale = (self._shared_reader[name] for name in parameters)
         bias: np.ndarray | None = None
         if len(node.input) == 3:
@@ -180,7 +183,6 @@ class _Builder:
             scale = scale * taken.factors
             parameters[1] = self._weight(f"{output}/static/scale", scale.astype(np.float32))
         rows = self._quantized_input(source, adjusted)
-        # Named after the product, not the weight: of equal weights the tracer keeps one.
         dequantized = self._node("DequantizeLinear", parameters, f"{output}/weight", axis=1)
         if bias is None:  # the keys': see fuse
             self._node("MatMul", [rows, dequantized], output)

@@ -12,7 +12,14 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from m3edge_export.checkpoint import ModelSettings, fingerprint, load_checkpoint, save_checkpoint, special_ids
+from m3edge_export.checkpoint import (
+    ModelSettings,
+    fingerprint,
+    load_checkpoint,
+    read_tokenizer,
+    save_checkpoint,
+    special_ids,
+)
 
 from m3edge.errors import FormatError
 
@@ -103,6 +110,27 @@ def _a_layer_less(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
 
 
+def _config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def _tokenizer_with_another_id(folder: Path) -> None:
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    tokenizer.add_special_tokens(["<mask>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _no_unknown_token(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["unk_id"] = None
+    path.write_text(json.dumps(content))
+
+
 class _Callable:
     """What a pickle may hold and a checkpoint must not."""
 
@@ -129,9 +157,26 @@ class _Callable:
         (_head("colbert_linear.pt", weight=_Callable(), bias=_Callable()), r"colbert_linear\.pt: not a PyTorch file"),
         (_nan_in_the_encoder, r"encoder\.layer\.1\.output\.dense\.weight holds a value that is not a number"),
         (_a_layer_less, r"lack 16 tensors"),
+        (_config(num_hidden_layers=1), r"16 tensors that the encoder of config\.json has no place for, first encoder"),
+        (_config(hidden_size=64), r"size mismatch|expected \[1, 64\]"),
+        (_config(intermediate_size=96), r"the encoder cannot be loaded \(.*mismatch.*\)"),
+        (_config(model_type="distilbert", dim=HIDDEN), r"of type 'distilbert' \(.*m3edge takes BERT and XLM-RoBERTa"),
+        (_tokenizer_with_another_id, r"tokenizer\.json: the id of '<mask>' is 49, but the encoder has 49 embeddings"),
+        (_no_unknown_token, r"tokenizer\.json: has no token for unknown characters"),
+        (_head("colbert_linear.pt", weight=[1, 2], bias=[1]), r"colbert_linear\.pt: expected the tensors"),
+        (_head("colbert_linear.pt", weight=torch.tensor(1.0), bias=torch.tensor(1.0)), r"weight \[\] and bias \[\]"),
+        (_head("colbert_linear.pt", weight=torch.zeros(0, HIDDEN), bias=torch.zeros(0)), r"another encoder"),
         (_settings("{"), r"m3edge_model\.json: "),
         (_settings('{"pooling": "max"}'), r"pooling must be one of"),
         (_settings('{"poling": "cls"}'), r"poling.*it may hold name, pooling"),
+        (_settings("[1]"), r"m3edge_model\.json: .*it may hold name, pooling"),
+        (_settings('{"name": 7}'), r"name must be a string, got 7"),
+        (_settings('{"query_prefix": 5}'), r"query_prefix must be a string, got 5"),
+        (_settings('{"max_length": "64"}'), r"max_length must be an integer, got '64'"),
+        (_settings('{"presets": {"mine": [1, 2]}}'), r"preset 'mine': weights must be three numbers .*, got 2 numbers"),
+        (_settings('{"presets": {"mine": "abc"}}'), r"preset 'mine': weights must be"),
+        (_settings('{"presets": {"mine": [1, 2, NaN]}}'), r"preset 'mine': weights must be"),
+        (_settings('{"max_length": 2}'), r"max_length must be 0, or leave room for"),
         (_settings('{"max_length": 65}'), r"max_length is 65, but the encoder has 64 positions"),
     ],
 )

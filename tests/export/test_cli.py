@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from m3edge_export import export
 from m3edge_export.cli import main
 
 from m3edge.model_folder import read_model_folder
@@ -37,3 +40,26 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_stop_leaves_nothing_behind(
+    name: str, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name, None)
+    if number is None or os.name != "posix":
+        pytest.skip("only POSIX systems send this signal")
+
+    def trace(*arguments: object) -> None:
+        assert list(tmp_path.iterdir()) != []
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(export, "export_graph", trace)
+    previous = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert main(["onnx", str(tiny_source), str(tmp_path / "out")]) == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, previous)
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ from m3edge_export import export, graph, verify
 from m3edge_export.checkpoint import fingerprint, load_checkpoint
 from m3edge_export.errors import ParityError
 from m3edge_export.export import export_onnx
+from m3edge_export.folders import new_folders
+from m3edge_export.fuse import FusionCounts, fuse
 from m3edge_export.verify import Case, compare, expected_outputs, open_graph, verification_cases
+from m3edge_export.weights import WeightReader
 
 from m3edge.errors import FormatError
 from m3edge.model_folder import read_model_folder
-from m3edge.session import open_session
+from m3edge.session import Session, open_session
 
 HIDDEN, TOKEN_DIM = 32, 16  # the tiny model's
 
@@ -135,6 +139,40 @@ def test_a_folder_that_is_there_stays_as_it_is(tiny_source: Path, tmp_path: Path
     assert (tmp_path / "note.txt").read_text() == "mine"
 
 
+def test_a_place_that_no_folder_can_take_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(export, "load_checkpoint", load)
+    (tmp_path / "empty").mkdir()
+    for name, aim in (("link", "empty"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / aim)
+        with pytest.raises(FileExistsError, match=f"{name} is a link, which no folder can replace"):
+            export_onnx("source", tmp_path / name)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "empty")
+    with pytest.raises(FileExistsError, match="empty is a mount point.* such as .*empty/model"):
+        export_onnx("source", tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "empty", "link"]
+
+
+def test_when_one_of_several_folders_cannot_take_its_place_none_does(tmp_path: Path) -> None:
+    first, second = tmp_path / "fp32", tmp_path / "int8"
+
+    def make() -> None:
+        with new_folders([first, second]) as folders:
+            for folder in folders:
+                (folder / "model.onnx").write_text("hours of work")
+            first.mkdir()
+            (first / "model.onnx").write_text("another export's")
+
+    with pytest.raises(OSError, match="fp32"):
+        make()
+    assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
+    assert (first / "model.onnx").read_text() == "another export's"
+
+
 def test_an_unknown_precision_is_refused(tiny_source: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"precision must be one of \['fp32', 'fp16', 'int8', 'int4'\], got \['int3'\]"
@@ -143,15 +181,90 @@ def test_an_unknown_precision_is_refused(tiny_source: Path, tmp_path: Path) -> N
 
 
 def test_an_encoder_that_optimum_cannot_export_is_named(tiny_source: Path, tmp_path: Path) -> None:
-    model = load_checkpoint(tiny_source).model
-    model.config.model_type = "newfangled"
+    config = load_checkpoint(tiny_source).model.config
+    config.model_type = "newfangled"
     with pytest.raises(FormatError, match="no ONNX exporter for encoders of type 'newfangled'"):
-        graph.export_graph(model, tmp_path)
+        graph.check_exportable(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; m3edge exports .* with hidden_act 'gelu'"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
+        ({"is_decoder": True}, "is a decoder"),
+    ],
+)
+def test_an_encoder_that_fusing_would_make_another_is_refused_before_it_is_traced(
+    change: dict[str, object], message: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace(*arguments: object) -> None:
+        raise AssertionError("it was traced")
+
+    monkeypatch.setattr(export, "export_graph", trace)
+    path = tiny_checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FormatError, match=message):
+        export_onnx(tiny_checkpoint, tmp_path / "out", precision="int4")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_a_fused_graph_that_is_only_similar_is_no_export(
+    precision: str, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fuse_into_another(model: onnx.ModelProto, **shape: int) -> FusionCounts:
+        counts = fuse(model, **shape)
+        for node in model.graph.node:
+            if node.op_type == "Gelu":
+                node.op_type, node.domain = "Relu", ""
+        return counts
+
+    monkeypatch.setattr(export, "fuse", fuse_into_another)
+    with pytest.raises(ParityError, match="differs from the PyTorch model"):
+        export_onnx(tiny_source, tmp_path / "out", precision=precision)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_a_number_is_not_within_tolerance() -> None:
-    assert not verify._largest({"dense_vecs": 0.0, "token_weights": float("nan")}) <= 1.0
+class _Answers(Session):
+    """A session that gives the same vectors for every batch but for one, of which it gives something else."""
+
+    def __init__(self, another: dict[str, float]) -> None:
+        self._another = another
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        values = same_answers(len(input_ids), input_ids.shape[1])
+        if input_ids[0, 1] == 6:
+            values |= {name: np.full_like(values[name], value) for name, value in self._another.items()}
+        return [values[name] for name in outputs]
+
+
+def same_answers(n_texts: int, length: int) -> dict[str, np.ndarray]:
+    vector = np.array([1, 0, 0, 0], np.float32)
+    return {
+        "dense_vecs": np.tile(vector, (n_texts, 1)),
+        "token_weights": np.zeros((n_texts, length), np.float32),
+        "colbert_vecs": np.tile(vector, (n_texts, length, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", ["dense_vecs", "token_weights", "colbert_vecs"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_no_number_is_an_error_wherever_it_comes(name: str, value: float) -> None:
+    cases = [Case(f"text {i}", [[0, i, 2]]) for i in (5, 6, 7)]  # neither the first nor the last one
+    reference = verify.Reference(1, cases, [same_answers(1, 3) for _ in cases])
+    with pytest.raises(ParityError, match=rf"the int4 graph on cpu gives values in {name} .* on 'text 6'"):
+        verify._measure(_Answers({name: value}), reference, "int4 graph on cpu")
+
+
+@pytest.mark.parametrize("precision", sorted(verify.TOLERANCES))
+def test_a_difference_that_is_no_number_is_within_no_tolerance(precision: str) -> None:
+    same = verify.Differences("same", (1, 3), {"dense_vecs": 0.0, "token_weights": 0.0, "colbert_vecs": 0.0}, 1.0)
+    overflowing = same._replace(case="overflowing", cosine=float("nan"))
+    measured = [same, overflowing, same]
+    with pytest.raises(ParityError, match="cosine nan on 'overflowing'"):
+        verify._require(measured, precision, verify.TOLERANCES[precision])
+    assert np.isnan(verify.parity_report(measured, precision)["worst"]["min_cosine"])
 
 
 def test_cases_hold_the_extremes_of_length(tiny_source: Path) -> None:
@@ -168,3 +281,24 @@ def test_an_xlm_roberta_is_quantized(precision: str, tiny_source: Path, tmp_path
     info = export_onnx(tiny_source, tmp_path / "out", precision=precision)
     assert info.precision == precision
     assert info.parity["min_cosine"] > 0.8
+
+
+def test_equal_weights_are_rounded_for_each_of_their_inputs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    encoder = load_checkpoint(tiny_checkpoint).model.encoder
+    first, second = encoder.encoder.layer
+    with torch.no_grad():
+        for norm, outlier in ((encoder.embeddings.LayerNorm, 3), (first.output.LayerNorm, 11)):
+            norm.weight[outlier] = 30
+        for name, weight in first.named_parameters():
+            if weight.ndim == 2:  # of two that are equal the tracer keeps one
+                second.get_parameter(name).copy_(weight)
+    encoder.save_pretrained(tiny_checkpoint)
+    export_onnx(tiny_checkpoint, tmp_path / "out", precision="int8")
+    model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    reader = WeightReader(model.graph, tmp_path / "out")
+    products = {node.name: node.input for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"}
+    for number, layer in enumerate((first, second)):
+        rows, quantized, _, scale, _ = products[f"fused/layer.{number}/attention/self/query/product"]
+        rounded = reader[quantized] * reader[scale] * reader[f"{rows}/smoothing"][:, None]
+        weight = layer.attention.self.query.weight.detach().numpy().T
+        assert np.linalg.norm(rounded - weight) < 0.1 * np.linalg.norm(weight)

@@ -205,6 +205,8 @@ def test_calibration_texts_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "texts"
     path.write_text('plain text\n\n{"text": "from JSON", "lang": "en"}\n[1, 2]\n')
     assert calibration_texts(path) == ["plain text", "from JSON", "[1, 2]"]
+    path.write_text("\ufeffone\u2028line\r\nanother\x0cline\n", encoding="utf-8")
+    assert calibration_texts(path) == ["one\u2028line", "another\x0cline"]
     path.write_text("\n  \n")
     with pytest.raises(FormatError, match="holds no text"):
         calibration_texts(path)

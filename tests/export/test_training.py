@@ -23,8 +23,12 @@ from m3edge_export.deltas import apply_deltas, read_deltas
 from m3edge_export.model import M3Model
 from m3edge_export.training.data import describe_bad_lines, read_pairs, sample_passages
 from m3edge_export.training.encoder import states_encoder, torch_encoder
+from m3edge_export.training.heads import prepare_heads
 from m3edge_export.training.negatives import mine_negatives
-from m3edge_export.training.states import encode_states, take
+from m3edge_export.training.passes import FrozenPass
+from m3edge_export.training.states import States, encode_states, take
+from m3edge_export.training.trainer import Training
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from m3edge.errors import FormatError
 from m3edge.scoring import dense_scores, hybrid_scores, lexical_scores, maxsim, resolve_weights
@@ -361,6 +365,37 @@ def test_a_file_without_pairs_leaves_nothing(
     assert f"1 bad lines left out: {path}:1" in printed
     assert "holds no pair" in printed
     assert [item.name for item in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+@pytest.mark.parametrize("options", [[], ["--steps", "5"]])
+def test_files_of_one_passage_each_are_refused(
+    options: list[str], tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text("".join(json.dumps({"query": q, "positive": path.stem}) + "\n" for q in ("one", "two")))
+    command = ["train", str(tiny_source), str(tmp_path / "out"), "--data", *map(str, paths), *options]
+    assert main(command) == 1
+    assert "no file has two different passages" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_no_steps_is_not_the_same_as_unset() -> None:
+    with pytest.raises(ValueError, match="steps must be at least 1, or None"):
+        Training(steps=0)
+
+
+def test_heads_learn_on_the_device_that_they_are_on() -> None:
+    """On the device "meta", which any machine has: nothing is computed there, and what lies elsewhere is refused."""
+    shape = XLMRobertaConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = M3Model(XLMRobertaModel(shape, add_pooling_layer=False), token_dim=8, pooling="cls").to("meta")
+    ids = torch.ones(6, dtype=torch.int64)
+    states = States(torch.zeros(2, 8), ids, torch.zeros(6, 8, dtype=torch.float16), torch.tensor([0, 3, 6]))
+    prepare_heads(model, states)
+    queries, passages = FrozenPass(states, states, "meta").forward([0, 1], [1, 0])
+    assert {values.device.type for values in (*queries, *passages)} == {"meta"}
 
 
 def _linear_weights(model: M3Model) -> set[str]:

@@ -17,7 +17,7 @@ def prepare_heads(model: M3Model, passages: States) -> None:
 
     passages: states of passages like those to be searched; a few hundred are enough
     """
-    states = passages.hidden.float()
+    states = passages.hidden.to(model.token_head.weight.device).float()
     mean = states.mean(dim=0)
     with torch.no_grad():
         if model.token_dim == model.hidden_size:

@@ -28,16 +28,20 @@ class Pass(Protocol):
 
 
 class FrozenPass:
-    """States that are there already."""
+    """States that are there already, in the computer's memory; a batch of them goes to the heads' device."""
 
-    def __init__(self, queries: States, passages: States) -> None:
+    def __init__(self, queries: States, passages: States, device: torch.device | str = "cpu") -> None:
         self.queries, self.passages = queries, passages
+        self._device = device
 
     def forward(self, queries: Sequence[int], passages: Sequence[int]) -> tuple[Padded, Padded]:
-        return take(self.queries, torch.tensor(queries)), take(self.passages, torch.tensor(passages))
+        return self._take(self.queries, queries), self._take(self.passages, passages)
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
+
+    def _take(self, states: States, rows: Sequence[int]) -> Padded:
+        return Padded(*(values.to(self._device) for values in take(states, torch.tensor(rows))))
 
 
 class LivePass:

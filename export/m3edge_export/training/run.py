@@ -18,7 +18,7 @@ import torch
 
 from m3edge.errors import FormatError
 from m3edge.evaluation import BeirDataset, evaluate
-from m3edge.files import new_folder, require_free, write_atomically
+from m3edge.files import new_folder, write_atomically
 from m3edge.tokenization import Tokenizer
 from m3edge_export.checkpoint import (
     TOKENIZER,
@@ -29,6 +29,7 @@ from m3edge_export.checkpoint import (
     special_ids,
 )
 from m3edge_export.deltas import write_deltas
+from m3edge_export.folders import require_place
 from m3edge_export.training.batching import IndexedPair
 from m3edge_export.training.data import DataFile, Pair, describe_bad_lines, read_pairs, sample_passages
 from m3edge_export.training.encoder import states_encoder, torch_encoder
@@ -37,7 +38,7 @@ from m3edge_export.training.lora import attach_lora, lora_factors, merge_lora
 from m3edge_export.training.negatives import mine_negatives
 from m3edge_export.training.passes import CachedPass, FrozenPass, LivePass, Pass
 from m3edge_export.training.states import encode_states
-from m3edge_export.training.trainer import Progress, Trainer, Training, TrainingData
+from m3edge_export.training.trainer import Progress, Trainer, Training, TrainingData, plan
 
 LOG = "training.jsonl"  # in the new checkpoint: the settings, then one line for each report and evaluation
 _STATE = "state.pt"
@@ -72,13 +73,15 @@ def train_checkpoint(
     Raises FormatError for a bad source or data file, or when OUT.training comes from another command;
     FileExistsError when `out` is there.
     """
-    require_free(out)
+    require_place(out)
     if run.deltas is not None and config.stage == "full":
         raise ValueError("deltas hold heads and low-rank changes; with stage 'full' every weight changes")
     torch.manual_seed(config.seed)
     checkpoint = load_checkpoint(source, attention="sdpa")
     pairs = load_pairs(files, config.seed, log)
     texts = _Texts(checkpoint, pairs, run.max_length)
+    if not plan(texts.data, config, epoch=0):
+        raise FormatError("no file has two different passages: without a second one there is no negative to learn from")
     work = _Work(out.with_name(f"{out.name}.training"), _settings(checkpoint, files, config, run))
     way = _prepare(checkpoint, texts, config, run)
     trainer = Trainer(checkpoint.model, way, texts.data, special_ids(checkpoint).dropped, config)
@@ -182,7 +185,7 @@ def _prepare(checkpoint: Checkpoint, texts: _Texts, config: Training, run: Run) 
     if config.stage == "lora":
         attach_lora(model, config.rank)
     if config.stage == "heads":
-        return FrozenPass(encode_states(model, data.queries), encode_states(model, data.passages))
+        return FrozenPass(encode_states(model, data.queries), encode_states(model, data.passages), run.device)
     kind = CachedPass if config.cache_gradients else LivePass
     return kind(model, data.queries, data.passages, config.sub_batch_tokens)
 

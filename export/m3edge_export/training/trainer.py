@@ -52,6 +52,8 @@ class Training:
         for name in ("epochs", "batch_tokens", "sub_batch_tokens", "learning_rate", "rank"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, or None for whole epochs, got {self.steps}")
         if self.batch < 2:
             raise ValueError(f"batch must be at least 2 (the others' passages are the negatives), got {self.batch}")
         if not 0 <= self.keep < 1:
@@ -82,6 +84,14 @@ class TrainingData(NamedTuple):
         return {query: frozenset(passages) for query, passages in found.items()}
 
 
+def plan(data: TrainingData, config: Training, epoch: int) -> list[list[IndexedPair]]:
+    """The batches of an epoch; none in every epoch or in no one."""
+    lengths = [len(text.ids) for text in data.passages]
+    return plan_epoch(
+        data.pairs, lengths, batch=config.batch, batch_tokens=config.batch_tokens, seed=f"{config.seed}/{epoch}"
+    )
+
+
 class Progress(NamedTuple):
     """Means over the steps since the last report.
 
@@ -104,7 +114,7 @@ class Trainer:
     def __init__(
         self, model: M3Model, run: Pass, data: TrainingData, dropped_ids: Sequence[int], config: Training
     ) -> None:
-        """dropped_ids: ids that are never part of a sparse vector"""
+        """data: with at least one batch, see plan; dropped_ids: ids that are never part of a sparse vector"""
         self.config = config
         self.step = 0
         self.negatives: Mapping[int, tuple[int, ...]] = {}
@@ -117,7 +127,7 @@ class Trainer:
         self._parameters = [*heads, *encoder]
         groups = [(group, rate) for group, rate in zip((heads, encoder), config.rates, strict=True) if group]
         self._optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in groups])
-        self.steps = config.steps or config.epochs * len(self._epoch(0))
+        self.steps = config.epochs * len(plan(data, config, epoch=0)) if config.steps is None else config.steps
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer,
             [rate for _, rate in groups],
@@ -143,7 +153,7 @@ class Trainer:
         before_step: called with the number of steps taken, before each step and once at the end
         """
         window = _Window()
-        batches = (batch for epoch in count() for batch in self._epoch(epoch))
+        batches = (batch for epoch in count() for batch in plan(self._data, self.config, epoch))
         with progress_bar(self.steps, "step", "training", progress) as bar:
             bar.update(self.step)
             for pairs in islice(batches, self.step, self.steps):
@@ -180,14 +190,6 @@ class Trainer:
                 parameter.copy_(saved)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-
-    def _epoch(self, epoch: int) -> list[list[IndexedPair]]:
-        lengths = [len(text.ids) for text in self._data.passages]
-        config = self.config
-        return plan_epoch(
-            self._data.pairs, lengths, batch=config.batch, batch_tokens=config.batch_tokens,
-            seed=f"{config.seed}/{epoch}",
-        )  # fmt: skip
 
     def _take_step(self, pairs: Sequence[IndexedPair], window: _Window) -> None:
         batch = make_batch(pairs, self._positives, self.negatives)
