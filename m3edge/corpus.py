@@ -18,6 +18,7 @@ from m3edge.encoder import Encoder
 from m3edge.index import Index
 from m3edge.index.sparse import LEXICAL, PostingIndex
 from m3edge.index.tokens import CODECS, TokenStore
+from m3edge.passages import place_of
 from m3edge.progress import progress_bar
 from m3edge.scoring import Weights, hybrid_scores, resolve_weights
 
@@ -195,7 +196,7 @@ class IndexedCorpus(Corpus):
             state.compare_tokens(tokens, np.flatnonzero(alive))
         self.ids = [stored[row].id if row in stored else "" for row in state.rows.tolist()]
         self.documents = [
-            str(stored[row].metadata.get("document", stored[row].id)) if row in stored else ""
+            str(place_of(stored[row].id, stored[row].metadata)["document"]) if row in stored else ""
             for row in state.rows.tolist()
         ]
         super().__init__(

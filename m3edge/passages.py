@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,13 @@ _BOUNDARIES = (
     re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])"),
     re.compile(r"\s+"),
 )
+
+
+def place_of(id_: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `m3edge index` noted of a passage: `document`, the id of its document, and where in it and in which file it
+    stands. Of what it did not add only the document, which is the passage itself."""
+    noted = metadata.get(PLACE)
+    return {"document": id_, **(noted if isinstance(noted, Mapping) else {})}
 
 
 class Passage(NamedTuple):

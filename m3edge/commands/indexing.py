@@ -14,7 +14,7 @@ from m3edge.index import Document, Index
 from m3edge.index.dense import MODES
 from m3edge.index.documents import check_document
 from m3edge.index.tokens import CODECS
-from m3edge.passages import PLACE, split_passages
+from m3edge.passages import PLACE, place_of, split_passages
 from m3edge.progress import progress_bar
 from m3edge.text_files import JSONL_ENDING, TEXT_ENDINGS, TextFiles, is_jsonl
 
@@ -80,9 +80,8 @@ class _Stored:
         self.file_of: dict[str, str] = {}  # by the document's id
         self.text_of: dict[str, str] = {}  # by the path of a text file: its document's id
         for passage in index or ():
-            place = passage.metadata.get(PLACE)
-            place = place if isinstance(place, Mapping) else {}
-            document, file = str(place.get("document", passage.id)), place.get("file")
+            place = place_of(passage.id, passage.metadata)
+            document, file = str(place["document"]), place.get("file")
             self.passages.setdefault(document, set()).add(passage.id)
             self.document_of[passage.id] = document
             if isinstance(file, str):

@@ -18,7 +18,7 @@ from m3edge.commands.options import (
 from m3edge.index import Hit, Index
 from m3edge.index.sparse import LEXICAL
 from m3edge.model_folder import PRESETS
-from m3edge.passages import PLACE
+from m3edge.passages import place_of
 
 
 def add_commands(commands: Any) -> None:
@@ -104,7 +104,7 @@ def format_hit(rank: int, hit: Hit, width: int = 90) -> str:
         f"{name} {'  –  ' if score is None else format(score, '.3f')}"
         for name, score in zip(("dense", "sparse", "tokens"), hit.scores, strict=True)
     )
-    place = hit.metadata.get(PLACE) or {"document": hit.id}
+    place = place_of(hit.id, hit.metadata)
     line = f", line {place['line']}" if "line" in place else ""
     text = " ".join(hit.text.split())
     beginning = text if len(text) <= width else text[: width - 1] + "…"

@@ -139,7 +139,10 @@ def test_passages_are_judged_by_the_document_they_are_part_of(encoder, dataset, 
     with Index.create(tmp_path / "index", encoder) as index:
         for id_, text in dataset.corpus.items():
             halves = (text[: len(text) // 2], text[len(text) // 2 :])
-            parts = [{"id": f"{id_}#{i}", "text": half, "metadata": {"document": id_}} for i, half in enumerate(halves)]
+            parts = [
+                {"id": f"{id_}#{i}", "text": half, "metadata": {"_passage": {"document": id_}}}
+                for i, half in enumerate(halves)
+            ]
             index.add(parts)
         index.delete("gzip#0")
         assert tune(index, dataset, lexical=["m3"]).baseline.value > 0.7
