@@ -128,12 +128,13 @@ def _index(options: argparse.Namespace) -> None:
                 index = opened.enter_context(_create(options, encoder))
             passages = [passage for document in batch for passage in document.passages]
             new = [passage for passage in passages if index.get(passage.id) != passage]
-            with index.transaction():
-                _take_notes(index, options)
-                removed += index.delete(gone)
-                report = index.upsert(new)
-            added += report.added
-            truncated += len(report.truncated)
+            _take_notes(index, options)
+            if gone or new:  # a transaction that changes nothing is a commit, too
+                with index.transaction():
+                    removed += index.delete(gone)
+                    report = index.upsert(new)
+                added += report.added
+                truncated += len(report.truncated)
             unchanged += len(passages) - len(new)
             bar.update(len(passages))
         if index is None:
@@ -142,7 +143,7 @@ def _index(options: argparse.Namespace) -> None:
                 f"{', '.join((*TEXT_ENDINGS, JSONL_ENDING))} are taken"
             )
         lost = _lost(stored, seen, options.paths)
-        if options.prune:
+        if lost and options.prune:
             removed += index.delete(lost)
         counts = [f"{added} passages added"]
         counts += [f"{unchanged} unchanged"] if unchanged else []

@@ -98,6 +98,14 @@ def test_a_file_named_in_another_way_is_the_same_document(run, index, tmp_path, 
     assert out.startswith("0 passages added, 1 unchanged, 1 in the index")
 
 
+def test_a_run_that_finds_nothing_new_commits_nothing(index, tmp_path):
+    (tmp_path / "a.txt").write_text("Text.")
+    index("a.txt")
+    before = (tmp_path / "index" / "index.sqlite").read_bytes()
+    index("a.txt", options=["--prune"])
+    assert (tmp_path / "index" / "index.sqlite").read_bytes() == before
+
+
 def test_of_a_folder_only_texts_are_taken(index, tmp_path):
     folder = tmp_path / "texts"
     (folder / ".git").mkdir(parents=True)
