@@ -3,7 +3,7 @@
     python benchmarks/chip.py
 
 One product of 1,024 rows with a 1024 x 4096 matrix in onnxruntime, in float32 and of unsigned by signed bytes, is what
-the field's best libraries get out of a chip; a sum over memory that no cache holds is what it reads.
+onnxruntime gets out of a chip; a sum over memory that no cache holds is what it reads.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "codes.h"
 #include "cpu.h"
 #include "dense.h"
 #include "maxsim.h"
@@ -47,8 +48,8 @@ Result<T> new_vector(size_t size) {
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
 void check_finite(const char* name, const float* values, size_t size) {
-    for (size_t i = 0; i < size; ++i)
-        if (!std::isfinite(values[i])) refuse(std::string(name) + " must be finite, got an infinity or a NaN");
+    if (!std::isfinite(m3edge::largest_magnitude(values, size)))
+        refuse(std::string(name) + " must be finite, got an infinity or a NaN");
 }
 
 size_t checked_threads(int64_t n_threads) {
@@ -169,7 +170,7 @@ struct HeldBlock {
             refuse("starts, documents, weights and counts must tell of the same number of postings");
         block = {size_t(n_documents), tokens.data(),   tokens.shape(0),     starts.data(),     documents.data(),
                  weights.data(),      counts.data(),   large_at.data(),     large_counts.data(), large_at.shape(0),
-                 {},                  {}};
+                 {},                  {},              {},                  {}};
         block.prepare();
     }
 };

@@ -8,6 +8,10 @@
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #include <cpuid.h>
 #define M3EDGE_X86 1
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace m3edge {
@@ -18,9 +22,20 @@ struct Named {
     const char* name;
 };
 constexpr Named names[] = {
-    {InstructionSet::plain, "plain"},           {InstructionSet::avx2, "avx2"}, {InstructionSet::avxvnni, "avx-vnni"},
-    {InstructionSet::avx512vnni, "avx512-vnni"}, {InstructionSet::neon, "neon"},
+    {InstructionSet::plain, "plain"},      {InstructionSet::avx2, "avx2"},
+    {InstructionSet::avxvnni, "avx-vnni"}, {InstructionSet::avx512vnni, "avx512-vnni"},
+    {InstructionSet::amx, "amx-int8"},     {InstructionSet::neon, "neon"},
 };
+
+// Whether the system lets this process use AMX's tiles. Linux wants to be asked, since they enlarge what it saves.
+[[maybe_unused]] bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
 
 std::vector<InstructionSet> detect() {
     std::vector<InstructionSet> found;
@@ -31,13 +46,16 @@ std::vector<InstructionSet> detect() {
         __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
         const bool saves_ymm = (low & 0x06) == 0x06;
         const bool saves_zmm = (low & 0xe6) == 0xe6;
+        const bool saves_tiles = (low & 0x60000) == 0x60000;
         const bool fma_f16c = (ecx & (1u << 12)) && (ecx & (1u << 29));
         if (saves_ymm && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
             const bool avx2 = (ebx & (1u << 5)) && fma_f16c;  // their files are compiled for all three
             const bool avx512 = (ebx & (1u << 16)) && (ebx & (1u << 30)) && (ebx & (1u << 31));  // F, BW, VL
-            const bool avx512vnni = ecx & (1u << 11);
+            const bool avx512vnni = saves_zmm && avx2 && avx512 && (ecx & (1u << 11));
+            const bool amx = saves_tiles && (edx & (1u << 24)) && (edx & (1u << 25));  // tiles, and products of bytes
             const bool has_leaf_1 = eax >= 1;
-            if (saves_zmm && avx512 && avx512vnni) found.push_back(InstructionSet::avx512vnni);
+            if (avx512vnni && amx && may_use_tiles()) found.push_back(InstructionSet::amx);
+            if (avx512vnni) found.push_back(InstructionSet::avx512vnni);
             if (has_leaf_1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && avx2 && (eax & (1u << 4)))
                 found.push_back(InstructionSet::avxvnni);
             if (avx2) found.push_back(InstructionSet::avx2);

@@ -6,7 +6,7 @@
 
 namespace m3edge {
 
-enum class InstructionSet { plain, avx2, avxvnni, avx512vnni, neon };
+enum class InstructionSet { plain, avx2, avxvnni, avx512vnni, amx, neon };
 
 // Those this processor has and this binary was built for, best first; the last is always plain.
 const std::vector<InstructionSet>& available_instruction_sets();
@@ -17,22 +17,25 @@ InstructionSet instruction_set();
 // Use another available one, in the whole process. Throws std::invalid_argument when it is not available.
 void set_instruction_set(InstructionSet wanted);
 
-// One kernel for each instruction set, null where the compiler could not build it; `plain` is always there.
+// One kernel for each instruction set, null where there is none of its own or the compiler could not build it; `plain` is
+// always there.
 template <class Kernel>
 struct Kernels {
-    Kernel plain, avx2, avxvnni, avx512vnni, neon;
+    Kernel plain, avx2, avxvnni, avx512vnni, amx, neon;
 
-    // That of the instruction set in use.
+    // That of the instruction set in use, or the best of those that it includes.
     Kernel in_use() const {
-        Kernel best = nullptr;
-        switch (instruction_set()) {
-            case InstructionSet::avx512vnni: best = avx512vnni; break;
-            case InstructionSet::avxvnni: best = avxvnni; break;
-            case InstructionSet::avx2: best = avx2; break;
-            case InstructionSet::neon: best = neon; break;
-            case InstructionSet::plain: break;
-        }
-        return best != nullptr ? best : plain;
+        const InstructionSet set = instruction_set();
+        const bool has_amx = set == InstructionSet::amx;
+        const bool has_avx512vnni = has_amx || set == InstructionSet::avx512vnni;
+        const bool has_avxvnni = set == InstructionSet::avxvnni;  // some processors with AVX512-VNNI lack it
+        const bool has_avx2 = has_avx512vnni || has_avxvnni || set == InstructionSet::avx2;
+        if (has_amx && amx != nullptr) return amx;
+        if (has_avx512vnni && avx512vnni != nullptr) return avx512vnni;
+        if (has_avxvnni && avxvnni != nullptr) return avxvnni;
+        if (has_avx2 && avx2 != nullptr) return avx2;
+        if (set == InstructionSet::neon && neon != nullptr) return neon;
+        return plain;
     }
 };
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "codes.h"
 #include "cpu.h"
 #include "dense_dots.h"
 #include "parallel.h"
@@ -23,7 +24,7 @@ void dots_plain(const int8_t* const rows[dot_rows], const int16_t* query, size_t
 }
 
 DotKernel dot_kernel() {
-    return Kernels<DotKernel>{&dots_plain, dot_kernel_avx2(), dot_kernel_avx2(), dot_kernel_avx512vnni(),
+    return Kernels<DotKernel>{&dots_plain, dot_kernel_avx2(), nullptr, dot_kernel_avx512vnni(), nullptr,
                               dot_kernel_neon()}
         .in_use();
 }
@@ -150,17 +151,15 @@ void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, floa
     for (size_t i = 0; i < n; ++i) {
         const float* row = vectors + i * dim;
         int8_t* out = codes + i * dim;
-        float largest = 0.0f;
-        for (size_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
+        const float largest = largest_magnitude(row, dim);
         const bool tiny = largest < 1e-30f;  // its inverse would overflow; such a row is all 0, and all error
         const float inverse = tiny ? 0.0f : 127.0f / largest;
         scales[i] = tiny ? 0.0f : largest / 127.0f;
+        codes_of(row, dim, inverse, out);
         constexpr size_t lanes = 8;  // independent sums, or each addition would wait for the last
         double left_out[lanes] = {}, square[lanes] = {};
         for (size_t k = 0; k < dim; ++k) {
-            const float code = std::nearbyint(std::min(127.0f, std::max(-127.0f, row[k] * inverse)));
-            out[k] = int8_t(code);
-            const double rest = double(row[k]) - double(code) * double(scales[i]);
+            const double rest = double(row[k]) - double(out[k]) * double(scales[i]);
             left_out[k % lanes] += rest * rest;
             square[k % lanes] += double(row[k]) * double(row[k]);
         }

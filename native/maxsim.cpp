@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
+#include "codes.h"
 #include "cpu.h"
 #include "maxsim_tile.h"
 #include "parallel.h"
@@ -16,13 +16,13 @@ namespace {
 
 const TileKernel& tile_kernel() {
     return *Kernels<const TileKernel*>{tile_kernel_plain(), tile_kernel_avx2(), tile_kernel_avxvnni(),
-                                       tile_kernel_avx512vnni(), tile_kernel_neon()}
+                                       tile_kernel_avx512vnni(), tile_kernel_amx(), tile_kernel_neon()}
                 .in_use();
 }
 
 const FloatKernel& float_kernel() {
-    return *Kernels<const FloatKernel*>{float_kernel_plain(), float_kernel_avx2(), float_kernel_avx2(),
-                                        float_kernel_avx512vnni(), float_kernel_neon()}
+    return *Kernels<const FloatKernel*>{float_kernel_plain(),      float_kernel_avx2(), nullptr,
+                                        float_kernel_avx512vnni(), nullptr,             float_kernel_neon()}
                 .in_use();
 }
 
@@ -31,7 +31,7 @@ struct alignas(64) Line {
 };
 
 struct PackedQuery {
-    std::vector<Line> lines;    // as Tile::query
+    std::vector<Line> lines;    // as Tile::query, with lines_behind_query more
     std::vector<float> scales;  // [n_tokens]
     size_t n_blocks;
 
@@ -44,7 +44,7 @@ PackedQuery room_for(size_t n_tokens, size_t width, const TileKernel& kernel) {
     PackedQuery packed;
     packed.n_blocks = (n_tokens + lanes - 1) / lanes;
     packed.scales.assign(n_tokens, 0.0f);
-    packed.lines.resize(packed.n_blocks * lanes * width / sizeof(Line) + 1);  // one for a query of none, too
+    packed.lines.resize(packed.n_blocks * lanes * width / sizeof(Line) + lines_behind_query);
     std::memset(packed.lines.data(), kernel.query_offset, packed.lines.size() * sizeof(Line));
     return packed;
 }
@@ -52,19 +52,17 @@ PackedQuery room_for(size_t n_tokens, size_t width, const TileKernel& kernel) {
 PackedQuery pack_bytes(const float* query, size_t n_tokens, size_t dim, size_t width, const TileKernel& kernel) {
     const size_t lanes = kernel.block_lanes;
     PackedQuery packed = room_for(n_tokens, width, kernel);
-    uint8_t* codes = packed.lines.data()->bytes;
+    std::vector<int8_t> codes(width);
     for (size_t token = 0; token < n_tokens; ++token) {
         const float* row = query + token * dim;
-        float largest = 0.0f;
-        for (size_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
+        const float largest = largest_magnitude(row, dim);
         if (largest < 1e-30f) continue;  // its inverse would overflow; such a token scores 0
         packed.scales[token] = largest / 127.0f;
-        const float inverse = 127.0f / largest;
-        uint8_t* block = codes + token / lanes * lanes * width + token % lanes * 4;
-        for (size_t k = 0; k < dim; ++k) {
-            const float code = std::nearbyint(std::min(127.0f, std::max(-127.0f, row[k] * inverse)));
-            block[k / 4 * lanes * 4 + k % 4] = uint8_t(int(code) + kernel.query_offset);
-        }
+        codes_of(row, dim, 127.0f / largest, codes.data());
+        for (int8_t& code : codes) code = int8_t(code + kernel.query_offset);
+        uint8_t* block = packed.lines.data()->bytes + token / lanes * lanes * width + token % lanes * 4;
+        for (size_t k = 0; k < width; k += 4) std::memcpy(block + k * lanes, &codes[k], 4);
+        std::fill(codes.begin(), codes.end(), int8_t(0));
     }
     return packed;
 }
@@ -126,10 +124,6 @@ class DocumentScorer {
 
     void take(const uint8_t* record, int n_rows, const uint8_t* next) {
         Tile tile;
-        float scales[max_tile_rows];
-        std::fill(scales, scales + max_tile_rows, 1.0f);
-        if (records_.bits != 16)
-            for (int r = 0; r < n_rows; ++r) std::memcpy(&scales[r], record + r * records_.record_bytes, sizeof(float));
         if (records_.bits == 8) {
             tile.rows = reinterpret_cast<const int8_t*>(record + records_.scale_bytes());
             tile.stride = records_.record_bytes;
@@ -143,7 +137,10 @@ class DocumentScorer {
             tile.next = rows;
         }
         tile.n_rows = n_rows;
-        tile.scales = scales;
+        static constexpr float one = 1.0f;
+        const bool scaled = records_.scale_bytes() != 0;
+        tile.scales = scaled ? record : reinterpret_cast<const uint8_t*>(&one);
+        tile.scale_stride = scaled ? records_.record_bytes : 0;
         tile.width = row_bytes();
         tile.query = query_.codes();
         tile.n_blocks = query_.n_blocks;
@@ -177,8 +174,9 @@ void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& reco
     const TileKernel& kernel = halves ? float_kernel().tile : tile_kernel();
     const PackedQuery packed = halves ? pack_floats(query, n_tokens, dim, kernel)
                                       : pack_bytes(query, n_tokens, dim, records.width(), kernel);
+    const double query_bytes = double(packed.n_blocks * kernel.block_lanes * (halves ? dim * sizeof(float) : records.width()));
     double products = 0.0;
-    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.lines.size() * sizeof(Line));
+    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * query_bytes;
     const double useful = std::max(1.0, products / min_products_a_thread);
     const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_documents, size_t(std::min(useful, 1e6))}));
     std::vector<DocumentScorer> scorers(n_workers, DocumentScorer(packed, records, kernel));

@@ -14,7 +14,7 @@ void run_plain(const Tile& tile) {
             const int8_t* row = tile.rows + r * tile.stride;
             int32_t sum = 0;
             for (size_t k = 0; k < tile.width; ++k) sum += int16_t(int16_t(query[k]) * int16_t(row[k]));
-            const float score = float(sum) * tile.scales[r];
+            const float score = float(sum) * scale_of(tile, r);
             if (score > tile.best[token]) tile.best[token] = score;
         }
     }

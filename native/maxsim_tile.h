@@ -9,18 +9,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace m3edge {
 
-constexpr int max_tile_rows = 12;
+constexpr size_t lines_behind_query = 16;  // of 64 bytes, that may be read and do not count
 
 struct Tile {
     const int8_t* rows;     // document tokens: bytes, or the bytes of floats
     size_t stride;          // bytes from one row to the next
     int n_rows;             // at most TileKernel::rows
-    const float* scales;    // of the rows
+    const uint8_t* scales;  // of the rows, each a float
+    size_t scale_stride;    // bytes from one to the next
     size_t width;           // bytes of a row that count, a multiple of 4
-    const uint8_t* query;   // [n_blocks][width / 4][block_lanes][4], aligned to a cache line: see query_offset
+    const uint8_t* query;   // [n_blocks][width / 4][block_lanes][4], aligned to a cache line: see query_offset;
+                            // lines_behind_query lines behind it may be read
     size_t n_blocks;
     const int8_t* next;     // what will be read after this tile; its own rows where that is not known
     float* best;            // [n_blocks * block_lanes]: raised to this tile's products, scaled with the rows' scales
@@ -44,6 +47,7 @@ const TileKernel* tile_kernel_plain();
 const TileKernel* tile_kernel_avx2();
 const TileKernel* tile_kernel_avxvnni();
 const TileKernel* tile_kernel_avx512vnni();
+const TileKernel* tile_kernel_amx();
 const TileKernel* tile_kernel_neon();
 const FloatKernel* float_kernel_plain();
 const FloatKernel* float_kernel_avx2();
@@ -59,6 +63,12 @@ namespace {  // a copy for each file, compiled for its instruction set
 #endif
 
 constexpr size_t cache_line = 64;
+
+M3EDGE_INLINE float scale_of(const Tile& tile, int row) {
+    float scale;
+    std::memcpy(&scale, tile.scales + row * tile.scale_stride, sizeof scale);
+    return scale;
+}
 
 // Into the second level: the first has no room beside the query and this tile's rows.
 M3EDGE_INLINE void fetch_ahead(const int8_t* bytes) {
@@ -121,7 +131,7 @@ struct Rows {
         int32_t correction = 0;
         if constexpr (V::offset != 0)
             correction = V::offset * V::row_sum(tile.rows + (R - 1) * tile.stride, tile.width);
-        last.raise(best, correction, tile.scales[R - 1]);
+        last.raise(best, correction, scale_of(tile, R - 1));
     }
 };
 template <class V>

@@ -178,7 +178,7 @@ size_t collect_plain(const int32_t* sums, const bool* allowed, size_t n, int32_t
 }
 
 Collect collect_function() {
-    return Kernels<Collect>{&collect_plain, collect_avx2(), collect_avx2(), collect_avx512(), nullptr}.in_use();
+    return Kernels<Collect>{&collect_plain, collect_avx2(), nullptr, collect_avx512(), nullptr, nullptr}.in_use();
 }
 
 template <class Parts>

@@ -13,6 +13,7 @@ import pytest
 from m3edge import Index
 
 STREAM = """
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ def documents(n):
             print(own_memory_mib(), flush=True)
         yield Document(f"new {i}", f"{i} " * 1000, {"number": i})
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 encoder = SimpleNamespace(**vars(made.MODEL), encode_passages=encode_passages)
 with Index.open(sys.argv[1], encoder) as index:
     with index.transaction():
@@ -90,7 +92,7 @@ def test_ctrl_c_leaves_what_was_committed(stream, made_index, made):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)  # some thousands of documents are written
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in err
     with Index.open(made_index.folder) as index:
