@@ -73,10 +73,13 @@ def test_the_commands_run(page, place, capsys):
 
 
 @pytest.mark.parametrize("page", with_commands("m3edge-export"))
-def test_the_export_commands_run(page, place, capsys):
+def test_the_export_commands_run(page, place, mini_checkpoint, capsys):
+    """On two of mini's twelve layers: all twelve are exported for the other tests, and take a minute longer."""
     pytest.importorskip("torch")
     from m3edge_export import cli
 
+    (place / "models" / "mini").unlink()
+    write_first_layers(mini_checkpoint, place / "models" / "mini", 2)
     for arguments in of(page, "m3edge-export"):
         assert cli.main(arguments) == 0, capsys.readouterr().err
         assert capsys.readouterr().out
@@ -117,6 +120,20 @@ def test_every_make_target_it_names_exists():
 
 def lines(entries):
     return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def write_first_layers(checkpoint, out, n_layers):
+    """The same checkpoint without its later layers."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, out)
+    config = json.loads((out / "config.json").read_text()) | {"num_hidden_layers": n_layers}
+    (out / "config.json").write_text(json.dumps(config))
+    later = re.compile(r"layer\.(\d+)\.")
+    weights = load_file(out / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if not ((at := later.search(name)) and int(at[1]) >= n_layers)}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, out / "model.safetensors", {"format": "pt"})
 
 
 def write_beir_folder(folder, judgements=tuple((f"d-{word}", word) for word in WORDS)):
