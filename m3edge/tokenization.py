@@ -94,8 +94,10 @@ class Tokenizer:
 
     def _ids(self, texts: list[str]) -> list[np.ndarray]:
         texts = [_encodable(text) for text in texts]
-        if self._mapped is not None and not any(map(self._mapped.has_special, texts)):
-            return [self._mapped.ids(text) for text in texts]
+        if self._mapped is not None:
+            ids = self._mapped.ids(texts)
+            if ids is not None:
+                return ids
         return [np.array(encoding.ids, np.int64) for encoding in self._whole().encode_batch_fast(texts)]
 
     def _whole(self) -> Any:
@@ -131,17 +133,20 @@ class _Mapped:
         except ValueError as error:
             raise FormatError(f"{path}: damaged ({error}); export the model again") from error
 
-    def has_special(self, text: str) -> bool:
-        return self._special.search(text) is not None
-
-    def ids(self, text: str) -> np.ndarray:
-        """int64 [n], with the special tokens at the ends."""
+    def ids(self, texts: list[str]) -> list[np.ndarray] | None:
+        """int64 [n] of each, with the special tokens at the ends; None if a special token's name is in one of them."""
+        if any(map(self._special.search, texts)):
+            return None
         if self._normalizer is not None:
-            text = self._normalizer.normalize_str(text)
-        words = (
-            [text] if self._pre_tokenizer is None else [word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)]
-        )
-        return np.concatenate([self._before, self._unigram.segment(words), self._after])
+            texts = [self._normalizer.normalize_str(text) for text in texts]
+            if any(map(self._special.search, texts)):  # some tokens are looked for in what a text becomes
+                return None
+        return [np.concatenate([self._before, self._unigram.segment(self._words(text)), self._after]) for text in texts]
+
+    def _words(self, text: str) -> list[str]:
+        if self._pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _further_cls(length: int, interval: int | None, max_length: int) -> np.ndarray:

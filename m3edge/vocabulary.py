@@ -33,7 +33,8 @@ class Vocabulary(NamedTuple):
     """What the file holds.
 
     settings:   tokenizer.json with a vocabulary of one token: how texts are normalised and split into words
-    special:    the strings that stand for a token of their own wherever they occur in a text, "<s>" for example
+    special:    the strings that may stand for a token of their own wherever they occur in a text, normalised or not,
+                "<s>" for example
     before, after: the ids that every text gets at its ends
     unknown_id: the token of what no other covers
     scores:     float64 [n_tokens], log probabilities
@@ -87,12 +88,18 @@ def write_vocabulary(path: Path, tokenizer: Any) -> bool:
     settings = json.loads(tokenizer.to_str())
     model = settings["model"]
     fits = model["type"] == "Unigram" and model["unk_id"] is not None and not model.get("byte_fallback")
-    if not fits or any(token["normalized"] for token in settings["added_tokens"]):
+    if not fits:
         return False
     vocabulary: list[tuple[str, float]] = model["vocab"]
     arrays = {"scores": np.array([score for _, score in vocabulary]), **_trie([token for token, _ in vocabulary])}
     settings["model"] = {**model, "vocab": [["<unk>", 0.0]], "unk_id": 0}
     special = [token["content"] for token in settings["added_tokens"]]
+    if tokenizer.normalizer is not None:
+        special += [
+            tokenizer.normalizer.normalize_str(token["content"])
+            for token in settings["added_tokens"]
+            if token["normalized"]
+        ]
     encoding = tokenizer.encode("")
     ends = len(encoding.ids) - len(tokenizer.encode("", add_special_tokens=False).ids)
     n_before = _n_before(tokenizer, ends)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 from m3edge import Encoder, FormatError, kernels
 from m3edge.model_folder import TOKENIZER, VOCABULARY
@@ -72,6 +72,25 @@ def test_ids_are_the_same_of_any_text(mapped, parsed, text):
 def test_a_text_that_names_a_special_token_is_left_to_hugging_face(mapped, parsed, text):
     assert tokens(mapped, [text, "plain"]) == tokens(parsed, [text, "plain"])
     assert mapped._parsed is not None
+
+
+def test_special_tokens_of_normalised_text_are_found_there(folder, tmp_path):
+    """BGE-M3's <mask> may be one: it is looked for in what a text becomes, where a wide ＜ is a plain one."""
+    content = json.loads((folder / TOKENIZER).read_text())
+    for token in content["added_tokens"]:
+        if token["content"] == "<mask>":
+            token["normalized"] = True
+    theirs = HuggingFaceTokenizer.from_str(json.dumps(content))
+    theirs.add_tokens([AddedToken("ﬁne", normalized=True)])
+    theirs.save(str(tmp_path / TOKENIZER))
+    assert write_vocabulary(tmp_path / VOCABULARY, theirs)
+    ours = Tokenizer(tmp_path / TOKENIZER, tmp_path / VOCABULARY)
+    for text in AWKWARD[:-1]:
+        assert ours._ids([text])[0].tolist() == theirs.encode(text).ids, text
+    assert ours._parsed is None
+    for text in ("a ＜mask＞ b", "the <mask>", "a fine day", "a ﬁne day"):
+        assert ours._ids([text])[0].tolist() == theirs.encode(text).ids, text
+    assert ours._parsed is not None
 
 
 def test_tokens_and_spans_are_the_same(mapped, parsed):
