@@ -30,7 +30,7 @@ def quantize_columns(weight: np.ndarray, moments: np.ndarray | None = None) -> t
 
         return rounded
 
-    round_in_turn(weight.T, moments, _BLOCK, begin)
+    round_in_turn(weight, moments, _BLOCK, begin)
     return quantized, scale
 
 

@@ -45,7 +45,7 @@ def quantize_product(weight: np.ndarray, moments: np.ndarray | None) -> tuple[np
 
     def begin(here: slice, values: np.ndarray) -> Round:
         number = here.start // BLOCK
-        scale = scales[:, number] = best_scales(values[:, None], importance[here])[:, 0]
+        scale = scales[:, number] = best_scales(values.T[:, None], importance[here])[:, 0]
 
         def rounded(place: int, column: np.ndarray) -> np.ndarray:
             chosen = bits[:, number, place] = _round(column[:, None, None], scale[:, None])[:, 0, 0]
@@ -53,7 +53,7 @@ def quantize_product(weight: np.ndarray, moments: np.ndarray | None) -> tuple[np
 
         return rounded
 
-    round_in_turn(weight, moments, BLOCK, begin)
+    round_in_turn(weight.T, moments, BLOCK, begin)
     return _pack(bits), scales
 
 
