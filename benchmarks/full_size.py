@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="beside int8")
     parser.add_argument("--openvino", action="store_true", help="int8, the static graph on OpenVINO, and the peer")
     parser.add_argument("--only", choices=[*SHAPES, "memory"], nargs="+", help="measure these and keep what is there")
+    parser.add_argument("--out", type=Path, help="by default results/full-size.json, or full-size-openvino.json")
     options = parser.parse_args()
     precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
     folders = prepare(precisions)
@@ -85,7 +86,7 @@ def main() -> None:
     report["size_mb"] = {
         name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
     }
-    result = RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
+    result = options.out or RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
     wanted = options.only or [*SHAPES, "memory"]
     shapes = [name for name in SHAPES if name in wanted]
     report["speed"] = {}

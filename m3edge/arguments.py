@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import SupportsIndex
 
 
-def checked_integer(name: str, value: SupportsIndex, *, least: int = 1) -> int:
+def checked_integer(name: str, value: SupportsIndex, *, least: int = 1, most: int | None = None) -> int:
     """An argument that must be an integer, Python's or NumPy's, as an int. Raises TypeError or ValueError naming it."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -17,6 +17,8 @@ def checked_integer(name: str, value: SupportsIndex, *, least: int = 1) -> int:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
     return number
 
 

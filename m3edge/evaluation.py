@@ -94,6 +94,7 @@ def evaluate(
 
     token_codec: how token vectors are kept, as in an Index, which may also keep none
     """
+    import_ir_measures()  # rather now than after all is encoded
     texts = list(dataset.corpus.values())
     with EncodedCorpus(encoder, texts, token_codec=token_codec, progress=progress) as corpus:
         queries = encoder.encode_queries(list(dataset.queries.values()), progress=progress)
@@ -160,7 +161,11 @@ def _read_entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, 1):
         fields = line.split("\t")
         if not line.strip() or (number == 1 and fields[-1].strip() == "score"):
             continue

@@ -37,6 +37,7 @@ PROVIDERS = (*ONNXRUNTIME_PROVIDERS, openvino_engine.NAME)
 # What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
 _AUTO = ("cuda", "directml", "coreml", "cpu")
 _CPUINFO = Path("/proc/cpuinfo")
+_MOST_THREADS = 2**31 - 1  # what engines take as a number
 _SPINS_BRIEFLY = (1, 26)  # the first onnxruntime that can be told how long a waiting thread spins
 
 
@@ -125,7 +126,7 @@ def open_session(
         )
     if hint not in openvino_engine.HINTS:
         raise ValueError(f"hint must be one of {openvino_engine.HINTS}, got {hint!r}")
-    n_threads = available_cpus() if n_threads is None else checked_integer("n_threads", n_threads)
+    n_threads = available_cpus() if n_threads is None else checked_integer("n_threads", n_threads, most=_MOST_THREADS)
     if provider == "auto":
         return _open_best(folder, n_threads, cache, hint)
     if engine == openvino_engine.NAME:

@@ -106,6 +106,7 @@ def tune(
     index.
     """
     measure = parse_metric(metric)
+    _import_stats()  # rather now than after all is scored
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}")
     if len(dataset.queries) < folds:
@@ -220,10 +221,7 @@ def _cross_validated(values: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 def _compare(differences: np.ndarray, seed: int) -> tuple[float, float, float]:
     """95 % interval of the mean difference, and the two-sided p-value of a paired permutation test."""
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise ImportError("tuning needs scipy: pip install 'm3edge[bench]'") from error
+    stats = _import_stats()
     if not differences.any():
         return 0.0, 0.0, 1.0
     test = stats.permutation_test(
@@ -233,6 +231,15 @@ def _compare(differences: np.ndarray, seed: int) -> tuple[float, float, float]:
         (differences,), _mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
     return float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def _import_stats() -> Any:
+    """The module scipy.stats, which is not part of a plain installation."""
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError("tuning needs scipy: pip install 'm3edge[bench]'") from error
+    return stats
 
 
 def _mean(differences: np.ndarray, axis: int = 0) -> Any:

@@ -110,13 +110,24 @@ def full_size() -> str:
 
 
 def full_size_ratios() -> str:
-    speed = result("full-size")["speed"]
-    return ", ".join(f"{shape} {row['int8_speed_over']['peer']:.2f}" for shape, row in speed.items())
+    return _times_the_peer("full-size", "int8")
 
 
 def full_size_openvino() -> str:
-    speed = result("full-size-openvino")["speed"]
-    return ", ".join(f"{shape} {row['openvino_speed_over']['peer']:.2f}" for shape, row in speed.items())
+    return _times_the_peer("full-size-openvino", "openvino")
+
+
+def full_size_amx() -> str:
+    over_fp32 = result("full-size-amx")["speed"]["8x128"]["int8_speed_over"]["fp32"]
+    return (
+        f"int8 on onnxruntime {_times_the_peer('full-size-amx', 'int8')}, and 8x128 {over_fp32:.1f} times as fast as "
+        f"our fp32; on OpenVINO {_times_the_peer('full-size-openvino-amx', 'openvino')}"
+    )
+
+
+def _times_the_peer(name: str, engine: str) -> str:
+    speed = result(name)["speed"]
+    return ", ".join(f"{shape} {row[f'{engine}_speed_over']['peer']:.2f}" for shape, row in speed.items())
 
 
 def _tasks() -> dict[str, Any]:
@@ -141,4 +152,5 @@ PARTS = {
     "full-size": full_size,
     "full-size-ratios": full_size_ratios,
     "full-size-openvino": full_size_openvino,
+    "full-size-amx": full_size_amx,
 }

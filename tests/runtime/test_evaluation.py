@@ -1,6 +1,7 @@
 """Evaluation on a BEIR folder: the modes and numbers that the command prints, and bad data named by file and line."""
 
 import json
+import sys
 
 import pytest
 
@@ -73,6 +74,7 @@ def test_a_document_counts_by_its_best_passage(folder, encoder):
         ),
         ("qrels/test.tsv", QRELS + "q1\td2\t0.5\n", r"test.tsv:4: .*score, a whole number, with tabs between, got"),
         ("qrels/test.tsv", QRELS + "q1\td2\tinf\n", r"test.tsv:4: .*score, a whole number"),
+        ("qrels/test.tsv", QRELS.encode("utf-16"), r"test.tsv: not UTF-8 text"),
         (
             "qrels/test.tsv",
             QRELS.replace("score", "relevance"),
@@ -91,9 +93,15 @@ def test_a_document_counts_by_its_best_passage(folder, encoder):
     ],
 )
 def test_bad_data_is_named_by_file_and_line(folder, file, content, message):
-    (folder / file).write_text(content)
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(FormatError, match=message):
         read_beir(folder)
+
+
+def test_a_missing_package_is_missed_before_anything_is_encoded(monkeypatch, folder):
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    with pytest.raises(ImportError, match=r"pip install 'm3edge\[eval\]'"):
+        evaluate(None, read_beir(folder))
 
 
 def test_scores_with_a_point_and_blank_lines_are_read(folder):

@@ -110,6 +110,7 @@ def test_the_bias_goes_into_gelu_only_where_that_is_faster(tmp_path, provider, f
         ({"n_threads": 1.5}, TypeError, "n_threads must be an integer, got float"),
         ({"n_threads": True}, TypeError, "n_threads must be an integer, got bool"),
         ({"n_threads": 0}, ValueError, "n_threads must be at least 1, got 0"),
+        ({"n_threads": 2**31}, ValueError, "n_threads must be at most 2147483647, got 2147483648"),
         ({"hint": None}, ValueError, "hint must be one of .* got None"),
     ],
 )

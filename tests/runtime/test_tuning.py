@@ -1,6 +1,7 @@
 """`m3edge tune`: what it reports is what a search does, a real gain is found, and noise is called noise."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -175,6 +176,14 @@ def test_a_metric_that_cannot_be_counted_is_refused_before_anything_is_encoded(f
     monkeypatch.setattr(filled, "encoder", None)
     with pytest.raises(ValueError, match=f"metric must be such as nDCG@10, .* from 1 to 100, got {metric!r}"):
         tune(filled, dataset, metric=metric)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("ir_measures", "eval"), ("scipy", "bench")])
+def test_a_missing_package_is_missed_before_anything_is_encoded(filled, dataset, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(filled, "encoder", None)
+    with pytest.raises(ImportError, match=rf"pip install 'm3edge\[{extra}\]'"):
+        tune(filled, dataset)
 
 
 def test_the_command_refuses_a_metric_before_it_reads_anything(capsys):
