@@ -1,4 +1,5 @@
-"""One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the fp32 and the static int8 one.
+"""One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the fp32 and the static int8 one,
+each also in bfloat16 where the CPU has it.
 
     python benchmarks/engines.py models/mini-fp32 models/mini-int8
 
@@ -28,6 +29,7 @@ from machine import RESULTS, describe_machine
 from m3edge import Encoder
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, STATIC_GRAPH, TOKENS_OUTPUT, read_model_folder
+from m3edge.openvino_engine import import_openvino
 from m3edge.session import Session, available_cpus, open_session
 
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x16": (1, 16)}
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--texts", type=int, default=84, help="texts of each language (%(default)s); 0: no quality")
+    parser.add_argument("--out", type=Path, help="by default results/engines-MODEL.json")
     options = parser.parse_args()
     engines = {
         "onnxruntime fp32": (options.fp32, "cpu"),
@@ -70,6 +73,9 @@ def main() -> None:
         "openvino fp32": (options.fp32, "openvino"),
         "openvino static int8": (options.int8, "openvino"),
     }
+    if "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        engines["openvino fp32 in bfloat16"] = (options.fp32, "openvino:bf16")
+        engines["openvino static int8, the rest in bfloat16"] = (options.int8, "openvino:bf16")
     sessions = {name: open_session(folder, provider, options.threads) for name, (folder, provider) in engines.items()}
     report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
     report["speed"] = {name: measure(sessions, *shape, options.rounds) for name, shape in SHAPES.items()}
@@ -89,7 +95,8 @@ def main() -> None:
         }
     text = json.dumps(report, indent=1)
     print(text)
-    write_atomically(RESULTS / f"engines-{read_model_folder(options.int8).name}.json", text.encode() + b"\n")
+    out = options.out or RESULTS / f"engines-{read_model_folder(options.int8).name}.json"
+    write_atomically(out, text.encode() + b"\n")
 
 
 def measure(sessions: dict[str, Session], batch: int, length: int, rounds: int) -> dict[str, Any]:

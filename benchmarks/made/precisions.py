@@ -74,6 +74,11 @@ def engines() -> str:
     return table(["engine", *(f"{shape} tokens, ms (× fp32)" for shape in shapes), "first vector after, s"], lines)
 
 
+def engines_amx() -> str:
+    speed = result("engines-m3-mini-amx")["speed"]["8x128"]
+    return ", ".join(f"{name} {row['speed_over_fp32']:.2f}" for name, row in list(speed.items())[1:])
+
+
 def start() -> str:
     """From a fresh process to the first vector, and its parts, in ms."""
     report = result("start-m3-mini-int8")
@@ -130,6 +135,7 @@ PARTS = {
     "nncf": nncf,
     "nncf-ratios": nncf_ratios,
     "engines": engines,
+    "engines-amx": engines_amx,
     "start": start,
     "start-setup": start_setup,
     "four-bits": four_bits,

@@ -256,6 +256,21 @@ def test_only_who_asks_for_bfloat16_gets_it(monkeypatch, mini_fp32, device):
     assert compiled["INFERENCE_PRECISION_HINT"] == {"CPU": "f32", "bf16": "bf16"}[device]
 
 
+@pytest.mark.skipif(
+    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this CPU has no bfloat16"
+)
+@pytest.mark.parametrize("folder", ["mini_fp32", "mini_openvino"])
+def test_bfloat16_stays_near_to_float32(request, folder):
+    texts = ["How do I compress a file?", "绿茶", "Green tea is made from unoxidised leaves.", ""]
+    folder = request.getfixturevalue(folder)
+    expected = Encoder.load(folder, "openvino").encode_passages(texts)
+    encoder = Encoder.load(folder, "openvino:bf16")
+    assert encoder.provider == "openvino:bf16"
+    got = encoder.encode_passages(texts)
+    assert (got.dense * expected.dense).sum(1).min() > 0.999
+    assert (got.tokens.vectors * expected.tokens.vectors).sum(1).min() > 0.98
+
+
 def test_a_cpu_without_bfloat16_says_so(mini_fp32, monkeypatch):
     class Core(openvino.Core):
         def get_property(self, name, key):
