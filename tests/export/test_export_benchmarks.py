@@ -28,10 +28,12 @@ def test_every_precision_is_compared_with_fp32(
 def test_two_engines_are_timed_and_compared_on_one_model(
     run_small: RunSmall, mini_fp32: Path, mini_openvino: Path, twelve: Path
 ) -> None:
-    pytest.importorskip("openvino")
+    openvino = pytest.importorskip("openvino")
     arguments = (mini_fp32, mini_openvino, "--data", twelve, "--rounds", 1, "--texts", 1)
     report = run_small("engines", *arguments, result="engines-m3-mini.json", SHAPES=SHAPES, STARTS=1)
     engines = {"onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino static int8"}
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        engines |= {"openvino fp32 in bfloat16", "openvino static int8, the rest in bfloat16"}
     assert all(row.keys() == engines for row in report["speed"].values())
     assert report["speed"].keys() == SHAPES.keys()
     starts = {"onnxruntime", "openvino", "openvino, cached", "openvino directly, cached"}
