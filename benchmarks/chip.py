@@ -38,12 +38,12 @@ def rates(threads: int) -> dict[str, float]:
         work: dict[str, tuple[float, Callable[[], float]]] = {
             "int8_gops": (int8.operations, int8.seconds),
             "fp32_gops": (fp32.operations, fp32.seconds),
-            "read_gb_s": (READ_BYTES, lambda: _seconds(lambda: list(pool.map(np.sum, shares)))),
+            "read_gb_s": (READ_BYTES, lambda: seconds(lambda: list(pool.map(np.sum, shares)))),
         }
         found: dict[str, list[float]] = {name: [] for name in work}
         for _ in range(REPEATS):
-            for name, (amount, seconds) in work.items():
-                found[name].append(amount / seconds() / 1e9)
+            for name, (amount, timed) in work.items():
+                found[name].append(amount / timed() / 1e9)
     return {name: round(statistics.median(each), 1) for name, each in found.items()}
 
 
@@ -78,10 +78,11 @@ class Product:
 
     def seconds(self) -> float:
         """Of one product."""
-        return _seconds(lambda: self._session.run(None, self._data))
+        return seconds(lambda: self._session.run(None, self._data))
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """That a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

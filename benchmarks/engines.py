@@ -29,7 +29,7 @@ from machine import RESULTS, describe_machine
 from m3edge import Encoder
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, STATIC_GRAPH, TOKENS_OUTPUT, read_model_folder
-from m3edge.openvino_engine import import_openvino
+from m3edge.openvino_engine import has_bfloat16, import_openvino
 from m3edge.session import Session, available_cpus, open_session
 
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x16": (1, 16)}
@@ -73,7 +73,7 @@ def main() -> None:
         "openvino fp32": (options.fp32, "openvino"),
         "openvino static int8": (options.int8, "openvino"),
     }
-    if "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if has_bfloat16(import_openvino().Core()):
         engines["openvino fp32 in bfloat16"] = (options.fp32, "openvino:bf16")
         engines["openvino static int8, the rest in bfloat16"] = (options.int8, "openvino:bf16")
     sessions = {name: open_session(folder, provider, options.threads) for name, (folder, provider) in engines.items()}

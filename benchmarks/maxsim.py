@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from chip import Product
+from chip import Product, seconds
 from machine import describe_machine
 
 from m3edge import kernels
@@ -114,7 +114,7 @@ def time_in_turn(contestants: dict[Name, Callable[[], Any]]) -> dict[Name, list[
         for name, work in contestants.items():
             time.sleep(REST_SECONDS)
             work()
-            times[name].append(_milliseconds(work))
+            times[name].append(1000 * seconds(work))
     return times
 
 
@@ -123,14 +123,8 @@ def time_on_end(contestants: dict[Name, Callable[[], Any]]) -> dict[Name, float]
     medians = {}
     for name, work in contestants.items():
         time.sleep(REST_SECONDS)
-        medians[name] = statistics.median([_milliseconds(work) for _ in range(2 * REPEATS)][REPEATS:])
+        medians[name] = statistics.median([1000 * seconds(work) for _ in range(2 * REPEATS)][REPEATS:])
     return medians
-
-
-def _milliseconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def open_openvino(
     devices = core.available_devices
     if name not in devices and not any(known.startswith(f"{name}.") for known in devices):
         raise ProviderError(f"OpenVINO finds no device {name!r} here, only {devices}; its driver may be missing")
-    if device == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if device == BFLOAT16 and not has_bfloat16(core):
         raise ProviderError("this CPU has no bfloat16 products; take provider 'openvino', which computes in float32")
     properties = _properties(device, n_threads, hint)
     path = None if cache is None else cache / f"{_cache_key(openvino, core, folder, graph, name, properties)}.blob"
@@ -181,6 +181,11 @@ def _import_without_converter() -> Any:
 
     openvino.convert_model = convert_model
     return openvino
+
+
+def has_bfloat16(core: Any) -> bool:
+    """Whether OpenVINO, of which this is the Core, has bfloat16 products on this CPU."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _properties(device: str, n_threads: int, hint: str) -> dict[str, Any]:

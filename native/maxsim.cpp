@@ -36,6 +36,7 @@ struct PackedQuery {
     size_t n_blocks;
 
     const uint8_t* codes() const { return lines.data()->bytes; }
+    size_t bytes() const { return (lines.size() - lines_behind_query) * sizeof(Line); }
 };
 
 // Room for n_tokens rows of `width` bytes, as a tile kernel wants them; every byte is the kernel's code of 0.
@@ -174,9 +175,8 @@ void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& reco
     const TileKernel& kernel = halves ? float_kernel().tile : tile_kernel();
     const PackedQuery packed = halves ? pack_floats(query, n_tokens, dim, kernel)
                                       : pack_bytes(query, n_tokens, dim, records.width(), kernel);
-    const double query_bytes = double(packed.n_blocks * kernel.block_lanes * (halves ? dim * sizeof(float) : records.width()));
     double products = 0.0;
-    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * query_bytes;
+    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.bytes());
     const double useful = std::max(1.0, products / min_products_a_thread);
     const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_documents, size_t(std::min(useful, 1e6))}));
     std::vector<DocumentScorer> scorers(n_workers, DocumentScorer(packed, records, kernel));
