@@ -2,6 +2,9 @@
 # it where there is a compiler; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in so many processes: one of them seldom keeps two cores busy.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 EXTRAS := cpu,openvino,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
 KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py maxsim.py postings.py)
@@ -27,10 +30,10 @@ demo: install
 	$(BIN)/python demo.py
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 soak: install
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # The kernels' tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc), installed beside .venv.
 sanitize: install

@@ -63,7 +63,7 @@ def main() -> None:
 
 def open_index(encoder: Encoder) -> Index:
     """The demo's index, built first when it is not there or was left unfinished."""
-    index = Index.open(INDEX, encoder) if INDEX.exists() else Index.create(INDEX, encoder)
+    index = Index.create(INDEX, encoder, exist_ok=True)
     if len(index) == 0:
         documents = list(docstrings(Path(sysconfig.get_paths()["stdlib"])))
         print(f"indexing {len(documents)} docstrings in {INDEX.relative_to(ROOT)}", flush=True)

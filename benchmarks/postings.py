@@ -1,5 +1,6 @@
 """Exact sparse top-k over synthetic postings: the native kernel with each lexical score, its numpy twin, and what one
-writes in numpy without further thought, on one thread; time, memory, and whether the results are exact.
+writes in numpy without further thought, on one thread, and the kernel on two; time, memory, and whether the results are
+exact.
 
     python benchmarks/postings.py --documents 500000
     python benchmarks/postings.py --documents 5000000
@@ -61,6 +62,10 @@ def main() -> None:
     rows = [
         measure("m3edge", queries, native_search(index), flat, index.size_bytes / index.n_postings),
         *(measure(f"m3edge {kind}", queries, native_search(index, kind), None, None) for kind in LEXICAL[1:]),
+        *(
+            measure(f"m3edge {kind}, 2 threads", queries, native_search(index, kind, n_threads=2), None, None)
+            for kind in LEXICAL
+        ),
         measure("numpy accumulation", queries[:SLOW], flat.search, flat, flat.size_bytes / index.n_postings),
     ]
     if options.documents <= 1_000_000:  # beyond, a query takes the twin seconds
@@ -172,8 +177,8 @@ def _weights(rng: np.random.Generator, corpus: Corpus, ids: np.ndarray) -> np.nd
 # What is compared
 
 
-def native_search(index: PostingIndex, lexical: str = "m3") -> Search:
-    return lambda query: index.top(index.query(query, lexical), K).positions
+def native_search(index: PostingIndex, lexical: str = "m3", n_threads: int = 1) -> Search:
+    return lambda query: index.top(index.query(query, lexical), K, n_threads=n_threads).positions
 
 
 class twin_kernels:

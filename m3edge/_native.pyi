@@ -49,6 +49,7 @@ def top_postings(
     smallest: np.ndarray | None,
     allowed: np.ndarray,
     k: int,
+    n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def score_postings(
     blocks: Sequence[PostingBlock],

@@ -96,6 +96,7 @@ def top_postings(
     smallest: np.ndarray | None,
     allowed: np.ndarray,
     k: int,
+    n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best documents, best first; of equal scores the lower position first.
 
@@ -104,6 +105,7 @@ def top_postings(
     norms:    float32 [n_documents], at least 0, BM25's length norms; None: score the stored weights
     smallest: float32 [n_blocks], the smallest norm of each block; None when norms is
     allowed:  bool [n_documents]; others are left out
+    n_threads: at most so many threads work on it; the twin leaves that to numpy
     returns   positions int64 [m], scores int64 [m]; only scores above 0, so m may be less than k
     Raises TypeError for an array of another type or not C-contiguous, ValueError for what does not fit.
     """
@@ -113,6 +115,8 @@ def top_postings(
         raise ValueError(f"allowed must be {len(scores)} long, got {len(allowed)}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    if n_threads < 1:
+        raise ValueError(f"n_threads must be at least 1, got {n_threads}")
     scores *= allowed
     if k < len(scores):
         # the k-th largest value bounds the candidates; ties at the bound are settled by the sort

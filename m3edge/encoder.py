@@ -69,8 +69,9 @@ class Encoder:
     ) -> Encoder:
         """Load a model folder.
 
-        provider:  "auto" for the best that is installed, or "cpu", "cuda", "tensorrt", "directml", "coreml",
-            "openvino", "openvino:GPU", "openvino:NPU", "openvino:bf16" (a CPU's bfloat16, where it has it)
+        provider:  "auto" for the best that is installed, or "cpu", "cuda", "cuda:1" (the second GPU), "tensorrt",
+            "directml", "coreml", "openvino", "openvino:GPU", "openvino:NPU", "openvino:bf16" (a CPU's bfloat16, where
+            it has it)
         n_threads: CPU threads; by default as many as this process may use
         verify:    compare every file with its checksum first (about a second for 1.5 GB)
         mcls_interval: see Encoder; only for models that pool by their first token, as BGE-M3 does
@@ -86,6 +87,9 @@ class Encoder:
             vocabulary = folder / VOCABULARY
             tokenizer = Tokenizer(folder / TOKENIZER, vocabulary if vocabulary.is_file() else None)
         return cls(info, session, tokenizer, mcls_interval=mcls_interval)
+
+    def __repr__(self) -> str:
+        return f"<Encoder {self.info.name}, {self.info.precision} on {self.provider}>"
 
     @property
     def provider(self) -> str:

@@ -34,6 +34,7 @@ ONNXRUNTIME_PROVIDERS = {
 # "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of OpenVINO's, "openvino:bf16" is the CPU
 # computing in bfloat16.
 PROVIDERS = (*ONNXRUNTIME_PROVIDERS, openvino_engine.NAME)
+_NUMBERED = ("cuda", "tensorrt", "directml")  # where a machine has several such GPUs, "cuda:1" is the second
 # What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
 _AUTO = ("cuda", "directml", "coreml", "cpu")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -44,7 +45,7 @@ _SPINS_BRIEFLY = (1, 26)  # the first onnxruntime that can be told how long a wa
 class Session(Protocol):
     """A loaded graph. Safe to call from several threads.
 
-    provider: the engine and device that really run: one of PROVIDERS, or "openvino:" and a device
+    provider: the engine and device that really run: one of PROVIDERS, or one and a device, "cuda:1", "openvino:GPU"
     n_threads: CPU threads a run may use
     """
 
@@ -110,8 +111,9 @@ def open_session(
 ) -> Session:
     """Load a model folder's graph.
 
-    provider:  one of PROVIDERS, "openvino:" and a device, or "auto": a GPU that onnxruntime drives; else OpenVINO where
-        it is installed, the folder has a static int8 graph and the CPU is an x86 with VNNI; else onnxruntime's CPU
+    provider:  one of PROVIDERS; "openvino:" and a device; "cuda:", "tensorrt:" or "directml:" and a GPU's number; or
+        "auto": a GPU that onnxruntime drives; else OpenVINO where it is installed, the folder has a static int8 graph
+        and the CPU is an x86 with VNNI; else onnxruntime's CPU
     n_threads: CPU threads; by default as many as this process may use
     cache:     a folder where OpenVINO's compiled models are kept; other engines do without
     hint:      "latency", or "throughput" where many threads call at once; OpenVINO's, other engines do without
@@ -119,10 +121,11 @@ def open_session(
     """
     if not isinstance(provider, str):
         raise TypeError(f"provider must be a string such as 'auto', got {type(provider).__name__}")
-    engine, _, device = provider.partition(":")
-    if provider != "auto" and (engine not in PROVIDERS or (":" in provider and (engine != "openvino" or not device))):
+    engine, colon, device = provider.partition(":")
+    if provider != "auto" and (engine not in PROVIDERS or (colon and not _is_device(engine, device))):
         raise ValueError(
-            f"provider must be 'auto' or one of {sorted(PROVIDERS)}, or 'openvino:' and a device, got {provider!r}"
+            f"provider must be 'auto' or one of {sorted(PROVIDERS)}, or 'openvino:' and a device, or 'cuda:' and a "
+            f"GPU's number, got {provider!r}"
         )
     if hint not in openvino_engine.HINTS:
         raise ValueError(f"hint must be one of {openvino_engine.HINTS}, got {hint!r}")
@@ -134,13 +137,20 @@ def open_session(
     return _open_installed(folder, provider, n_threads)
 
 
+def _is_device(engine: str, device: str) -> bool:
+    if engine in _NUMBERED:
+        return device.isascii() and device.isdecimal()
+    return engine == openvino_engine.NAME and device != ""
+
+
 def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:
     """One of onnxruntime's providers, which must be part of what is installed."""
     onnxruntime = _import_onnxruntime()
     installed = onnxruntime.get_available_providers()
-    if ONNXRUNTIME_PROVIDERS[provider] not in installed:
+    engine = provider.partition(":")[0]
+    if ONNXRUNTIME_PROVIDERS[engine] not in installed:
         usable = [name for name, theirs in ONNXRUNTIME_PROVIDERS.items() if theirs in installed]
-        nvidia = provider in ("cuda", "tensorrt")
+        nvidia = engine in ("cuda", "tensorrt")
         remedy = "; pip uninstall onnxruntime && pip install 'm3edge[gpu]'" if nvidia else ""
         raise ProviderError(
             f"provider {provider!r} is not part of the installed onnxruntime, which has {usable}{remedy}"
@@ -272,11 +282,13 @@ def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> Onnx
     options = session_options(onnxruntime, n_threads, provider)
     # Through a symbolic link onnxruntime looks for the weights beside the link: give it the real place.
     graph = (folder / GRAPH).resolve()
-    wanted = ONNXRUNTIME_PROVIDERS[provider]
+    engine, _, device = provider.partition(":")
+    wanted = ONNXRUNTIME_PROVIDERS[engine]
+    providers: list[Any] = [(wanted, {"device_id": device}) if device else wanted]
+    if engine != "cpu":
+        providers.append(ONNXRUNTIME_PROVIDERS["cpu"])  # for what the other cannot compute
     try:
-        session = onnxruntime.InferenceSession(
-            str(graph), options, providers=list(dict.fromkeys([wanted, ONNXRUNTIME_PROVIDERS["cpu"]]))
-        )
+        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except _load_errors() as error:
         if provider == "cpu":
             raise FormatError(f"{graph}: onnxruntime cannot load it ({error}); export the model again") from error

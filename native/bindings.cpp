@@ -214,17 +214,18 @@ std::pair<Result<int64_t>, Result<int64_t>> top_postings(const std::vector<const
                                                          const Vector<uint32_t>& tokens,
                                                          const Vector<uint32_t>& factors, const Norms& norms,
                                                          const Norms& smallest, const Vector<bool>& allowed,
-                                                         int64_t k) {
+                                                         int64_t k, int64_t n_threads) {
     PostingCall call(blocks);
     call.take_query(tokens, factors);
     call.take_norms(norms, smallest);
     call.check_allowed(allowed);
     if (k < 1) refuse("k must be at least 1, got " + std::to_string(k));
+    const size_t threads = checked_threads(n_threads);
     std::vector<m3edge::PostingHit> hits;
     {
         nb::gil_scoped_release release;
         const size_t most = std::min(size_t(k), std::max<size_t>(1, call.n_documents));
-        hits = m3edge::top_postings(call.blocks, call.query, call.norms, allowed.data(), most);
+        hits = m3edge::top_postings(call.blocks, call.query, call.norms, allowed.data(), most, threads);
     }
     auto positions = new_vector<int64_t>(hits.size()), scores = new_vector<int64_t>(hits.size());
     for (size_t i = 0; i < hits.size(); ++i) {
@@ -326,7 +327,8 @@ NB_MODULE(_native, module) {
              "n_documents"_a, "tokens"_a.noconvert(), "starts"_a.noconvert(), "documents"_a.noconvert(),
              "weights"_a.noconvert(), "counts"_a.noconvert(), "large_at"_a.noconvert(), "large_counts"_a.noconvert());
     module.def("top_postings", &top_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
-               "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "allowed"_a.noconvert(), "k"_a);
+               "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "allowed"_a.noconvert(), "k"_a,
+               "n_threads"_a);
     module.def("score_postings", &score_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
                "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "positions"_a.noconvert());
     module.def("count_postings", &count_postings, "blocks"_a, "token"_a, "allowed"_a.noconvert());

@@ -3,12 +3,14 @@
 #include "postings.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
 
 #include "cpu.h"
+#include "parallel.h"
 #include "postings_collect.h"
 
 namespace m3edge {
@@ -20,6 +22,9 @@ constexpr size_t short_list = 96;      // up to here a list's largest part is fo
 constexpr size_t stepped_list = 4096;  // longer lists have steps: 512 bytes beside their 16 KiB or more
 constexpr size_t look_up_cost = 32;    // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;  // no part is larger
+
+// Below this many postings a second thread takes longer to start than it saves (a start takes about 30 us).
+constexpr double min_postings_a_thread = 1e5;
 
 uint32_t product(uint32_t factor, uint32_t part) { return uint32_t(uint64_t(factor) * part >> 16); }
 
@@ -109,13 +114,27 @@ bool better(const PostingHit& a, const PostingHit& b) {
     return a.score != b.score ? a.score > b.score : a.position < b.position;
 }
 
-// The best k of what was pushed. Cut back only when there are twice as many: a heap would cost a logarithm for every
-// hit.
+// The highest floor that a worker of one search has, for all of them.
+struct SharedFloor {
+    std::atomic<int64_t> score{0};
+    std::atomic<bool> is_expected{false};  // it was, at least once: then it may be too high
+};
+
+// The best k of what one worker pushed. Cut back only when there are twice as many: a heap would cost a logarithm for
+// every hit.
 class Best {
   public:
-    explicit Best(size_t k) : k_(k) {}
+    Best(size_t k, SharedFloor& shared) : k_(k), shared_(shared) {}
 
     int64_t floor() const { return floor_; }  // only a higher score can still be among the best
+
+    // Take the others' floor, or let them have this one's: k documents above it are k, whoever found them.
+    void share_floor() {
+        int64_t others = shared_.score.load(std::memory_order_relaxed);
+        while (others < floor_ && !shared_.score.compare_exchange_weak(others, floor_, std::memory_order_relaxed)) {
+        }
+        floor_ = std::max(floor_, others);
+    }
 
     void push(int64_t score, int64_t position) {
         if (score <= floor_) return;
@@ -129,18 +148,13 @@ class Best {
         const double mean = share * double(k_), rank = mean + 4 * std::sqrt(mean) + 8;
         if (rank >= double(k_) || rank >= double(hits_.size())) return;
         std::nth_element(hits_.begin(), hits_.begin() + ptrdiff_t(rank), hits_.end(), better);
-        raise(hits_[size_t(rank)].score - 1);
-        expected_ = true;
+        const int64_t floor = hits_[size_t(rank)].score - 1;
+        if (floor <= floor_) return;
+        floor_ = floor;
+        shared_.is_expected.store(true, std::memory_order_relaxed);
     }
 
-    // False when a floor was too high: then what is found is not the best k.
-    bool holds() const { return !expected_ || hits_.size() >= k_; }
-
-    std::vector<PostingHit> sorted() {
-        if (hits_.size() > k_) cut();
-        std::sort(hits_.begin(), hits_.end(), better);
-        return std::move(hits_);
-    }
+    std::vector<PostingHit>& hits() { return hits_; }
 
   private:
     // Documents come in no order: one that scores as much as the last of the best may stand before it.
@@ -149,16 +163,10 @@ class Best {
         hits_.resize(k_);
         floor_ = std::max(floor_, hits_[k_ - 1].score - 1);
     }
-    void raise(int64_t floor) {
-        if (floor <= floor_) return;
-        floor_ = floor;
-        hits_.erase(std::remove_if(hits_.begin(), hits_.end(), [&](const auto& hit) { return hit.score <= floor; }),
-                    hits_.end());
-    }
 
     size_t k_;
+    SharedFloor& shared_;
     int64_t floor_ = 0;
-    bool expected_ = false;
     std::vector<PostingHit> hits_;
 };
 
@@ -181,11 +189,19 @@ Collect collect_function() {
     return Kernels<Collect>{&collect_plain, collect_avx2(), nullptr, collect_avx512(), nullptr, nullptr}.in_use();
 }
 
+// A query's lists in every block, and the windows in the order in which they are searched. All workers read one plan.
 template <class Parts>
-class Search {
+class Plan {
   public:
-    Search(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms, const bool* allowed)
-        : allowed_(allowed) {
+    struct Window {
+        size_t block;
+        int64_t first;  // the position of the block's first document
+        uint32_t start, stop;
+        int64_t bound;  // no document gets more from all lists
+    };
+
+    Plan(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms) {
+        std::vector<Window> windows;
         parts_.reserve(blocks.size());
         int64_t first = 0;
         for (size_t i = 0; i < blocks.size(); ++i) {
@@ -196,42 +212,61 @@ class Search {
                 return double(a.size()) * double(b.bound) > double(b.size()) * double(a.bound);
             });
             int64_t bound = 0;
-            for (const List& list : lists_[i]) bound += list.bound;
+            for (const List& list : lists_[i]) bound += list.bound, n_postings_ += list.size();
             for (uint32_t start = 0; start < blocks[i]->n_documents; start += window_size) {
                 const uint32_t stop = uint32_t(std::min<size_t>(start + window_size, blocks[i]->n_documents));
-                windows_.push_back({i, first, start, stop, bound});
+                windows.push_back({i, first, start, stop, bound});
             }
             first += int64_t(blocks[i]->n_documents);
         }
         n_documents_ = first;
+        for (size_t i = 0; i < windows.size(); i += sample_stride) windows_.push_back(windows[i]);
+        for (size_t i = 0; i < windows.size(); ++i)
+            if (i % sample_stride) windows_.push_back(windows[i]);
     }
 
-    // may_expect: whether the floor may follow what was found so far
-    void run(Best& best, bool may_expect) {
+    const std::vector<Window>& windows() const { return windows_; }
+    const std::vector<List>& lists(const Window& window) const { return lists_[window.block]; }
+    const Parts& parts(const Window& window) const { return parts_[window.block]; }
+    int64_t n_documents() const { return n_documents_; }
+    size_t n_postings() const { return n_postings_; }  // all that may have to be read
+
+  private:
+    std::vector<Parts> parts_;              // of each block
+    std::vector<std::vector<List>> lists_;  // the same
+    std::vector<Window> windows_;
+    int64_t n_documents_ = 0;
+    size_t n_postings_ = 0;
+};
+
+// One worker, with what it needs to search one window after another.
+template <class Parts>
+class Search {
+  public:
+    using Window = typename Plan<Parts>::Window;
+
+    Search(const Plan<Parts>& plan, const bool* allowed) : plan_(plan), allowed_(allowed) {}
+
+    // Takes windows until none is left. next: the first that nobody took; may_expect: whether the floor may follow what
+    // was found so far
+    void run(std::atomic<size_t>& next, Best& best, bool may_expect) {
         size_t searched = 0, documents = 0;
-        const auto take = [&](const Window& window) {
+        for (size_t i; (i = next++) < plan_.windows().size();) {
+            const Window& window = plan_.windows()[i];
+            best.share_floor();
             if (window.bound > best.floor()) search(window, best);
             documents += window.stop - window.start;
             ++searched;
             const bool is_power = (searched & (searched - 1)) == 0;
-            if (may_expect && is_power) best.expect(double(documents) / double(n_documents_));
-        };
-        for (size_t i = 0; i < windows_.size(); i += sample_stride) take(windows_[i]);
-        for (size_t i = 0; i < windows_.size(); ++i)
-            if (i % sample_stride) take(windows_[i]);
+            if (may_expect && is_power) best.expect(double(documents) / double(plan_.n_documents()));
+        }
+        best.share_floor();
     }
 
   private:
-    struct Window {
-        size_t block;
-        int64_t first;  // the position of the block's first document
-        uint32_t start, stop;
-        int64_t bound;  // no document gets more from all lists
-    };
-
     void search(const Window& window, Best& best) {
-        choose_essential(lists_[window.block], best.floor());
-        const Parts& parts = parts_[window.block];
+        choose_essential(plan_.lists(window), best.floor());
+        const Parts& parts = plan_.parts(window);
         for (const List* list : essential_) add_all(*list, parts, window);
         collect(window, best.floor() - others_bound_);
         int64_t rest = others_bound_;
@@ -313,28 +348,42 @@ class Search {
         }
     }
 
+    const Plan<Parts>& plan_;
     const bool* allowed_;
-    int64_t n_documents_;
     const Collect collect_ = collect_function();
-    std::vector<Parts> parts_;               // of each block
-    std::vector<std::vector<List>> lists_;   // the same
-    std::vector<Window> windows_;
-    std::vector<const List*> essential_;     // of the window that is searched
-    std::vector<const List*> others_;        // by falling bound
+    std::vector<const List*> essential_;  // of the window that is searched
+    std::vector<const List*> others_;     // by falling bound
     int64_t others_bound_ = 0;
     size_t n_candidates_ = 0;
     uint16_t candidates_[window_size + collect_step];  // counted from the window's first document
     alignas(64) int32_t sums_[window_size] = {};
 };
 
+// The best k, unless a floor that was expected turned out too high: then fewer.
+template <class Parts>
+std::vector<PostingHit> run(const Plan<Parts>& plan, const bool* allowed, size_t k, size_t n_workers, bool may_expect) {
+    SharedFloor floor;
+    std::vector<Best> bests(n_workers, Best(k, floor));
+    std::atomic<size_t> next{0};
+    run_workers(n_workers, [&](size_t worker) { Search<Parts>(plan, allowed).run(next, bests[worker], may_expect); });
+    std::vector<PostingHit> hits;
+    for (Best& best : bests)
+        for (const PostingHit& hit : best.hits())
+            if (hit.score > floor.score) hits.push_back(hit);
+    if (floor.is_expected && hits.size() < k) return run(plan, allowed, k, n_workers, false);
+    std::sort(hits.begin(), hits.end(), better);
+    hits.resize(std::min(hits.size(), k));
+    return hits;
+}
+
 template <class Parts>
 std::vector<PostingHit> top(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,
-                            const bool* allowed, size_t k) {
-    Search<Parts> search(blocks, query, norms, allowed);
-    Best best(k);
-    search.run(best, true);
-    if (!best.holds()) search.run(best = Best(k), false);
-    return best.sorted();
+                            const bool* allowed, size_t k, size_t n_threads) {
+    const Plan<Parts> plan(blocks, query, norms);
+    const double useful = std::max(1.0, double(plan.n_postings()) / min_postings_a_thread);
+    const size_t n_windows = std::max<size_t>(1, plan.windows().size());
+    const size_t n_workers = std::min({n_threads, n_windows, size_t(std::min(useful, 1e6))});
+    return run(plan, allowed, k, n_workers, true);
 }
 
 template <class Parts>
@@ -424,9 +473,9 @@ PostingBlock::Top PostingBlock::top(size_t token) const {
 }
 
 std::vector<PostingHit> top_postings(const PostingBlocks& blocks, const PostingQuery& query,
-                                     const LengthNorms& norms, const bool* allowed, size_t k) {
-    return norms.norms ? top<Bm25Parts>(blocks, query, norms, allowed, k)
-                       : top<StoredWeights>(blocks, query, norms, allowed, k);
+                                     const LengthNorms& norms, const bool* allowed, size_t k, size_t n_threads) {
+    return norms.norms ? top<Bm25Parts>(blocks, query, norms, allowed, k, n_threads)
+                       : top<StoredWeights>(blocks, query, norms, allowed, k, n_threads);
 }
 
 void score_postings(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,

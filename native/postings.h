@@ -75,7 +75,7 @@ struct PostingHit {
 
 // The k best documents with allowed[position] and a score above 0, best first; of equal scores the lower position.
 std::vector<PostingHit> top_postings(const PostingBlocks& blocks, const PostingQuery& query,
-                                     const LengthNorms& norms, const bool* allowed, size_t k);
+                                     const LengthNorms& norms, const bool* allowed, size_t k, size_t n_threads);
 
 // The scores of n given documents, positions ascending.
 void score_postings(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,

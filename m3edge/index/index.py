@@ -69,6 +69,7 @@ class Index:
         hnsw: HnswConfig | None = None,
         token_codec: str = "int8",
         token_pooling: int = 1,
+        exist_ok: bool = False,
     ) -> Index:
         """Make an empty index for this encoder's model.
 
@@ -79,7 +80,8 @@ class Index:
             "binary" (an eighth: signs only) or "none": a search encodes its candidates' texts anew, which takes as
             long as adding them did
         token_pooling: 2 or 3 merge a passage's token vectors into a half or a third as many; 1 keeps them all
-        Raises FileExistsError when the folder is there and not empty.
+        exist_ok:      open the index that is there, with what is in it and as it was made, instead of raising
+        Raises FileExistsError when the folder is there and not empty; with exist_ok what `open` raises.
         """
         if dense not in MODES:
             raise ValueError(f"dense must be one of {', '.join(MODES)}, got {dense!r}")
@@ -93,6 +95,8 @@ class Index:
             raise TypeError(f"hnsw must be an HnswConfig, got {type(hnsw).__name__}")
         _check_encoder(encoder)
         folder = Path(folder).absolute()  # the working directory may change
+        if exist_ok and folder.is_dir() and any(folder.iterdir()):
+            return cls.open(folder, encoder)
         model = {key: getattr(encoder.info, key) for key in MODEL_KEYS}
         with new_folder(folder) as staging:
             settings = {"dense": dense, "token_codec": token_codec, "token_pooling": token_pooling}
@@ -147,6 +151,9 @@ class Index:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<Index {self.folder}, dense {self.dense_mode}, tokens {self.token_codec}>"
 
     # Documents. Inside a transaction these see what it wrote; everywhere else, what is committed.
 

@@ -90,7 +90,7 @@ def search(
     if "sparse" in heads:
         assert query.sparse is not None
         lexical_query = state.postings.query(query.sparse, options.lexical)
-        found.append(state.postings.top(lexical_query, n, allowed).positions)
+        found.append(state.postings.top(lexical_query, n, allowed, n_threads).positions)
     positions = distinct(np.concatenate(found))
 
     dense = sparse = multi = None

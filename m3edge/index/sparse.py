@@ -142,14 +142,14 @@ class PostingIndex:
         norms, smallest = self._length_norms() if is_bm25 else (None, None)
         return LexicalQuery(tokens, factors.astype(np.uint32), 65536 * unit * part, norms, smallest)
 
-    def top(self, query: LexicalQuery, k: int, allowed: np.ndarray | None = None) -> Scored:
+    def top(self, query: LexicalQuery, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> Scored:
         """The k best live documents that share a token with the query; of equal scores the lower position first.
 
         allowed: bool [n], the documents that may be found; by default all live ones
         """
         allowed = self.alive if allowed is None else self.alive & allowed
         positions, sums = kernels.top_postings(
-            self._kernel_blocks, query.tokens, query.factors, query.norms, query.smallest, allowed, k
+            self._kernel_blocks, query.tokens, query.factors, query.norms, query.smallest, allowed, k, n_threads
         )
         return Scored(positions, (sums * query.scale).astype(np.float32))
 

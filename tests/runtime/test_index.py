@@ -316,6 +316,22 @@ def test_creating_over_something_is_refused(filled, encoder):
         Index.create(filled.folder, encoder)
 
 
+def test_an_index_that_may_exist_is_opened_as_it_was_made(filled, encoder, tmp_path):
+    n = len(filled)
+    filled.close()
+    with Index.create(filled.folder, encoder, token_codec="fp16", exist_ok=True) as index:
+        assert (len(index), index.token_codec) == (n, "int8")
+    with Index.create(tmp_path / "new", encoder, token_codec="fp16", exist_ok=True) as index:
+        assert (len(index), index.token_codec) == (0, "fp16")
+
+
+def test_what_exists_and_is_no_index_is_left_alone(encoder, tmp_path):
+    (tmp_path / "letter.txt").write_text("Dear reader")
+    with pytest.raises(FormatError, match="not an m3edge index"):
+        Index.create(tmp_path, encoder, exist_ok=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 @pytest.mark.parametrize("name", ["dense-*.npy", "postings-*.npz", "derived.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_derived_file_is_made_again_with_a_warning(filled, encoder, name, damage):

@@ -132,29 +132,54 @@ def test_skipping_leaves_nothing_out_and_ties_go_to_the_older_document(kernels, 
                 assert np.array_equal(got.scores, expected.scores)
 
 
-def holding_a_token(token, weights) -> SparseRows:
-    """One document for each weight of the one token it has."""
+SIX = np.arange(6)  # tokens: with so many postings a query is worth several threads
+
+
+def holding_six_tokens(weights) -> SparseRows:
+    """One document for each weight, which all its tokens have."""
     n = len(weights)
-    return SparseRows(np.full(n, token), weights, np.ones(n, np.int32), np.arange(n + 1))
+    return SparseRows(np.tile(SIX, n), np.repeat(weights, 6), np.ones(6 * n, np.int32), np.arange(n + 1) * 6)
 
 
-def test_the_best_are_found_where_a_sample_misleads(kernels):
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_the_best_are_found_where_a_sample_misleads(kernels, n_threads):
     """A kernel may expect from the first documents how good the 100 best will be. Here the first are the best."""
     weights = np.full(BLOCK_DOCUMENTS + 20_000, 0.01, np.float32)
     weights[:120] = np.linspace(0.3, 0.9, 120)
     with running(kernels):
         index = PostingIndex()
-        index.add(holding_a_token(7, weights))
-        found = index.top(index.query(rows([{7: (1.0, 1)}])), 100)
+        index.add(holding_six_tokens(weights))
+        found = index.top(index.query(rows([dict.fromkeys(SIX, (1.0, 1))])), 100, n_threads=n_threads)
     assert found.positions.tolist() == list(range(119, 19, -1))
 
 
-def test_of_equal_scores_the_first_are_found_wherever_searching_begins(kernels):
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_of_equal_scores_the_first_are_found_wherever_searching_begins(kernels, n_threads):
     with running(kernels):
         index = PostingIndex()
-        index.add(holding_a_token(7, np.full(BLOCK_DOCUMENTS + 20_000, 0.5, np.float32)))
-        found = index.top(index.query(rows([{7: (1.0, 1)}])), 100)
+        index.add(holding_six_tokens(np.full(BLOCK_DOCUMENTS + 20_000, 0.5, np.float32)))
+        found = index.top(index.query(rows([dict.fromkeys(SIX, (1.0, 1))])), 100, n_threads=n_threads)
     assert found.positions.tolist() == list(range(100))
+
+
+def test_several_threads_find_what_one_finds(kernels, rng):
+    n, n_tokens = BLOCK_DOCUMENTS + 5000, 30
+    holds = rng.random((n, n_tokens)) < np.linspace(0.05, 0.8, n_tokens)
+    weights = (rng.integers(1, 9, np.count_nonzero(holds)) / 16).astype(np.float32)  # so few that scores often tie
+    documents = SparseRows(
+        np.nonzero(holds)[1], weights, np.ones(len(weights), np.int32), offsets_of(holds.sum(axis=1).tolist())
+    )
+    with running(kernels):
+        index = PostingIndex()
+        index.add(documents)
+        index.delete(np.arange(0, n, 7))
+        query = index.query(rows([{token: (1 + token % 3, 1) for token in range(n_tokens)}]))
+        # Whole numbers: as float32, scores that differ may be equal.
+        sums = m3edge.kernels.score_postings(index._kernel_blocks, *query[:2], None, None, np.arange(n))
+        for k in (1, 100, 5000):
+            expected = np.argsort(-np.where(index.alive, sums, 0), kind="stable")[:k]
+            for n_threads in (1, 2, 7):
+                assert np.array_equal(index.top(query, k, n_threads=n_threads).positions, expected)
 
 
 def test_blocks_are_joined_and_full_ones_left_alone(kernels, rng):
@@ -214,6 +239,7 @@ def arguments(**changes):
         "smallest": None,
         "allowed": np.ones(2, bool),
         "k": 5,
+        "n_threads": 1,
     }
     return {**call, **changes}
 
@@ -235,6 +261,7 @@ def test_a_token_that_comes_twice_counts_twice(kernels):
         ({"allowed": np.ones(3, bool)}, ValueError),
         ({"factors": np.array([2**31 - 1, 1], np.uint32)}, ValueError),
         ({"k": 0}, ValueError),
+        ({"n_threads": 0}, ValueError),
         ({"norms": np.ones(2, np.float32)}, ValueError),
     ],
 )

@@ -15,7 +15,10 @@ CPU, CUDA, DIRECTML = "CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecu
 
 
 class _Onnxruntime:
-    """All providers are installed; those not in `working` are silently left out of a session, as onnxruntime does."""
+    """All providers are installed; those not in `working` are silently left out of a session, as onnxruntime does.
+
+    asked_for: the providers of the last session
+    """
 
     SessionOptions = onnxruntime.SessionOptions
     __version__ = onnxruntime.__version__
@@ -28,7 +31,9 @@ class _Onnxruntime:
 
     def InferenceSession(self, path: str, options: Any, providers: list[str]) -> Any:
         assert Path(path).name == "model.onnx"
-        running = [provider for provider in providers if provider in self._working]
+        self.asked_for = providers
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        running = [name for name in names if name in self._working]
 
         class Running:
             def get_providers(self) -> list[str]:
@@ -39,8 +44,10 @@ class _Onnxruntime:
 
 @pytest.fixture
 def pretend(monkeypatch):
-    def pretend(installed: list[str], working: list[str]) -> None:
-        monkeypatch.setattr(session, "_import_onnxruntime", lambda: _Onnxruntime(installed, working))
+    def pretend(installed: list[str], working: list[str]) -> _Onnxruntime:
+        runtime = _Onnxruntime(installed, working)
+        monkeypatch.setattr(session, "_import_onnxruntime", lambda: runtime)
+        return runtime
 
     return pretend
 
@@ -60,6 +67,18 @@ def test_cuda_that_is_not_installed_says_what_to_install(pretend, tmp_path):
 def test_cuda_that_works_is_what_runs(pretend, tmp_path):
     pretend([CUDA, CPU], [CUDA, CPU])
     assert session.open_session(tmp_path, "cuda").provider == "cuda"
+
+
+def test_a_number_names_one_of_several_gpus(pretend, tmp_path):
+    runtime = pretend([CUDA, CPU], [CUDA, CPU])
+    assert session.open_session(tmp_path, "cuda:1").provider == "cuda:1"
+    assert runtime.asked_for == [(CUDA, {"device_id": "1"}), CPU]
+
+
+@pytest.mark.parametrize("provider", ["cuda:", "cuda:one", "cuda:-1", "cpu:0", "coreml:0", "openvino:", "auto:0"])
+def test_a_device_that_is_none_is_refused(provider, tmp_path):
+    with pytest.raises(ValueError, match=r"provider must be 'auto' or one of .*'cuda:' and a GPU's number, got"):
+        session.open_session(tmp_path, provider)
 
 
 def test_auto_takes_the_first_that_really_runs_and_warns_of_those_that_do_not(pretend, tmp_path):

@@ -51,6 +51,15 @@ def place(tmp_path, monkeypatch, mini_checkpoint, mini_int8):
     return tmp_path
 
 
+def test_the_first_example_can_be_run_again(place, capsys):
+    _, code = BLOCKS["README.md"][0]
+    printed = []
+    for _ in range(2):
+        exec(compile(code, "README.md", "exec"), {})
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != ""
+
+
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if "python" in dict(blocks)])
 def test_the_python_blocks_run_one_after_another_and_print_what_is_shown(page, place, capsys):
     names: dict[str, object] = {}
