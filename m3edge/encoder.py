@@ -83,7 +83,14 @@ class Encoder:
         folder = Path(folder)
         with checked_model_folder(folder, verify=verify) as info:
             _checked_mcls_interval(mcls_interval, info)
-            session = open_session(folder, provider, n_threads, cache=None if cache is None else Path(cache), hint=hint)
+            session = open_session(
+                folder,
+                provider,
+                n_threads,
+                max_length=info.max_length,
+                cache=None if cache is None else Path(cache),
+                hint=hint,
+            )
             vocabulary = folder / VOCABULARY
             tokenizer = Tokenizer(folder / TOKENIZER, vocabulary if vocabulary.is_file() else None)
         return cls(info, session, tokenizer, mcls_interval=mcls_interval)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -152,17 +151,6 @@ def checked_model_folder(folder: Path | str, *, verify: bool = True) -> Iterator
             yield info
         finally:
             checked.result()
-
-
-def longest_text(folder: Path) -> int:
-    """The model's max_length, of a folder that somebody else checks; as long as it has no manifest, while the export
-    makes it, no limit is known: sys.maxsize."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return sys.maxsize
-    max_length: int = manifest["model"]["max_length"]
-    return max_length
 
 
 def _parse_manifest(path: Path) -> dict[str, Any]:

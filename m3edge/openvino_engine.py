@@ -27,7 +27,6 @@ from m3edge.model_folder import (
     INPUTS,
     MANIFEST,
     STATIC_GRAPH,
-    longest_text,
     read_model_folder,
 )
 
@@ -97,11 +96,12 @@ class OpenVinoSession:
 
 
 def open_openvino(
-    folder: Path, device: str, n_threads: int, cache: Path | None, hint: str = "latency"
+    folder: Path, device: str, n_threads: int, max_length: int, cache: Path | None, hint: str = "latency"
 ) -> OpenVinoSession:
     """Compile a model folder's graph for a device, or take it from the cache.
 
     device: OpenVINO's name, "CPU", "GPU", "GPU.1", "NPU"; or BFLOAT16, for a CPU that has it
+    max_length: tokens of the model's longest text
     cache:  a folder for compiled models, made when missing; what is stale or damaged in it is written anew, and when
         it cannot be written, or the folder is not what its manifest says, a warning says so
     hint:   "latency": one run has all threads; "throughput": the CPU's threads are shared out among runs at once
@@ -125,7 +125,7 @@ def open_openvino(
         if path is not None:
             _write_cache(path, folder, compiled)
     provider = NAME if device == "CPU" else f"{NAME}:{device}"
-    return OpenVinoSession(compiled, provider, n_threads, mapped, longest_text(folder))
+    return OpenVinoSession(compiled, provider, n_threads, mapped, max_length)
 
 
 def _graph_name(folder: Path) -> str:

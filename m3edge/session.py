@@ -21,7 +21,7 @@ import numpy as np
 from m3edge import openvino_engine
 from m3edge.arguments import checked_integer
 from m3edge.errors import FormatError, M3EdgeError, ProviderError
-from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, STATIC_GRAPH, longest_text
+from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, STATIC_GRAPH
 
 # The names users write, and onnxruntime's.
 ONNXRUNTIME_PROVIDERS = {
@@ -106,6 +106,7 @@ def open_session(
     provider: str = "auto",
     n_threads: int | None = None,
     *,
+    max_length: int = sys.maxsize,
     cache: Path | None = None,
     hint: str = "latency",
 ) -> Session:
@@ -115,6 +116,8 @@ def open_session(
         "auto": a GPU that onnxruntime drives; else OpenVINO where it is installed, the folder has a static int8 graph
         and the CPU is an x86 with VNNI; else onnxruntime's CPU
     n_threads: CPU threads; by default as many as this process may use
+    max_length: tokens of the model's longest text: engines that pad to a few lengths pad no further, since it may have
+        no more positions
     cache:     a folder where OpenVINO's compiled models are kept; other engines do without
     hint:      "latency", or "throughput" where many threads call at once; OpenVINO's, other engines do without
     Raises ProviderError when the provider is not installed or does not really run; ImportError without its package.
@@ -131,10 +134,10 @@ def open_session(
         raise ValueError(f"hint must be one of {openvino_engine.HINTS}, got {hint!r}")
     n_threads = available_cpus() if n_threads is None else checked_integer("n_threads", n_threads, most=_MOST_THREADS)
     if provider == "auto":
-        return _open_best(folder, n_threads, cache, hint)
+        return _open_best(folder, n_threads, max_length, cache, hint)
     if engine == openvino_engine.NAME:
-        return openvino_engine.open_openvino(folder, device or "CPU", n_threads, cache, hint)
-    return _open_installed(folder, provider, n_threads)
+        return openvino_engine.open_openvino(folder, device or "CPU", n_threads, max_length, cache, hint)
+    return _open_installed(folder, provider, n_threads, max_length)
 
 
 def _is_device(engine: str, device: str) -> bool:
@@ -143,7 +146,7 @@ def _is_device(engine: str, device: str) -> bool:
     return engine == openvino_engine.NAME and device != ""
 
 
-def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:
+def _open_installed(folder: Path, provider: str, n_threads: int, max_length: int) -> Session:
     """One of onnxruntime's providers, which must be part of what is installed."""
     onnxruntime = _import_onnxruntime()
     installed = onnxruntime.get_available_providers()
@@ -155,10 +158,10 @@ def _open_installed(folder: Path, provider: str, n_threads: int) -> Session:
         raise ProviderError(
             f"provider {provider!r} is not part of the installed onnxruntime, which has {usable}{remedy}"
         )
-    return _open(onnxruntime, folder, provider, n_threads)
+    return _open(onnxruntime, folder, provider, n_threads, max_length)
 
 
-def _open_best(folder: Path, n_threads: int, cache: Path | None, hint: str) -> Session:
+def _open_best(folder: Path, n_threads: int, max_length: int, cache: Path | None, hint: str) -> Session:
     gains = _openvino_gains(folder)
     try:
         installed = _import_onnxruntime().get_available_providers()
@@ -172,7 +175,7 @@ def _open_best(folder: Path, n_threads: int, cache: Path | None, hint: str) -> S
         candidates.insert(position, openvino_engine.NAME)
     for name in candidates:
         try:
-            return open_session(folder, name, n_threads, cache=cache, hint=hint)
+            return open_session(folder, name, n_threads, max_length=max_length, cache=cache, hint=hint)
         except (M3EdgeError, ImportError) as error:
             if name == candidates[-1]:
                 raise
@@ -278,7 +281,7 @@ def _load_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(state, name) for name in (*names, "NotImplemented", "RuntimeException")))
 
 
-def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> OnnxruntimeSession:
+def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int, max_length: int) -> OnnxruntimeSession:
     options = session_options(onnxruntime, n_threads, provider)
     # Through a symbolic link onnxruntime looks for the weights beside the link: give it the real place.
     graph = (folder / GRAPH).resolve()
@@ -299,4 +302,4 @@ def _open(onnxruntime: Any, folder: Path, provider: str, n_threads: int) -> Onnx
             f"provider {provider!r} is installed but onnxruntime fell back to {running[0]}: "
             "its driver or libraries (for CUDA: the driver, CUDA and cuDNN of the version it was built for) are missing"
         )
-    return OnnxruntimeSession(session, provider, n_threads, longest_text(folder))
+    return OnnxruntimeSession(session, provider, n_threads, max_length)

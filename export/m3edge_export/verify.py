@@ -90,6 +90,7 @@ class Differences(NamedTuple):
 class Reference(NamedTuple):
     """What the PyTorch model gives: every precision is compared with it, after the model has been let go."""
 
+    max_length: int
     pad_id: int
     cases: list[Case]
     outputs: list[Outputs]
@@ -99,7 +100,12 @@ def reference_outputs(checkpoint: Checkpoint) -> Reference:
     """Run every case through the PyTorch model."""
     cases = verification_cases(read_tokenizer(checkpoint.folder / TOKENIZER), checkpoint.settings.max_length)
     pad_id = special_ids(checkpoint).pad
-    return Reference(pad_id, cases, [expected_outputs(checkpoint.model, case, pad_id) for case in cases])
+    return Reference(
+        checkpoint.settings.max_length,
+        pad_id,
+        cases,
+        [expected_outputs(checkpoint.model, case, pad_id) for case in cases],
+    )
 
 
 def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[str, Any]) -> dict[str, float]:
@@ -113,7 +119,11 @@ def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[st
     if (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None:
         providers.append("openvino")
     measured = {
-        provider: _measure(open_session(folder, provider), reference, f"{precision} graph on {provider}")
+        provider: _measure(
+            open_session(folder, provider, max_length=reference.max_length),
+            reference,
+            f"{precision} graph on {provider}",
+        )
         for provider in providers
     }
     report = {**parity_report(measured["cpu"], precision), **notes}

@@ -252,7 +252,7 @@ def same_answers(n_texts: int, length: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_value_that_is_no_number_is_an_error_wherever_it_comes(name: str, value: float) -> None:
     cases = [Case(f"text {i}", [[0, i, 2]]) for i in (5, 6, 7)]  # neither the first nor the last one
-    reference = verify.Reference(1, cases, [same_answers(1, 3) for _ in cases])
+    reference = verify.Reference(64, 1, cases, [same_answers(1, 3) for _ in cases])
     with pytest.raises(ParityError, match=rf"the int4 graph on cpu gives values in {name} .* on 'text 6'"):
         verify._measure(_Answers({name: value}), reference, "int4 graph on cpu")
 
