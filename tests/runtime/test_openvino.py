@@ -156,12 +156,6 @@ def test_a_device_that_is_not_here_is_named_with_those_that_are(mini_openvino):
         Encoder.load(mini_openvino, "openvino:NPU")
 
 
-@pytest.mark.parametrize("provider", ["openvino:", "cpu:0", "cuda:1"])
-def test_only_openvino_takes_a_device(mini_openvino, provider):
-    with pytest.raises(ValueError, match="or 'openvino:' and a device, got"):
-        Encoder.load(mini_openvino, provider)
-
-
 def test_a_quantized_folder_without_a_static_graph_is_refused(mini_int8):
     with pytest.raises(FormatError, match=r"no model.static.onnx, which OpenVINO needs of a model in int8; .*--openv"):
         Encoder.load(mini_int8, "openvino", verify=False)
