@@ -154,7 +154,7 @@ class Best {
         shared_.is_expected.store(true, std::memory_order_relaxed);
     }
 
-    std::vector<PostingHit>& hits() { return hits_; }
+    const std::vector<PostingHit>& hits() const { return hits_; }  // the k best, and perhaps others
 
   private:
     // Documents come in no order: one that scores as much as the last of the best may stand before it.
@@ -367,7 +367,7 @@ std::vector<PostingHit> run(const Plan<Parts>& plan, const bool* allowed, size_t
     std::atomic<size_t> next{0};
     run_workers(n_workers, [&](size_t worker) { Search<Parts>(plan, allowed).run(next, bests[worker], may_expect); });
     std::vector<PostingHit> hits;
-    for (Best& best : bests)
+    for (const Best& best : bests)
         for (const PostingHit& hit : best.hits())
             if (hit.score > floor.score) hits.push_back(hit);
     if (floor.is_expected && hits.size() < k) return run(plan, allowed, k, n_workers, false);

@@ -88,7 +88,10 @@ class Differences(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What the PyTorch model gives: every precision is compared with it, after the model has been let go."""
+    """What the PyTorch model gives: every precision is compared with it, after the model has been let go.
+
+    max_length: tokens of its longest text
+    """
 
     max_length: int
     pad_id: int
