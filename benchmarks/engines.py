@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from fidelity import DATA, LANGUAGES, read_texts
+from fresh_process import fresh_process
 from m3edge_export.report import fidelity
 from machine import RESULTS, describe_machine
 
@@ -133,8 +132,7 @@ def measure_start(folder: Path) -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(STARTS + 1):
             for name, arguments in cases.items():
-                command = [sys.executable, "-c", *map(str, arguments)]
-                seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                seconds = float(fresh_process(*arguments))
                 if number:  # the first one fills the caches
                     times[name].append(seconds)
     return {name: round(statistics.median(values), 3) for name, values in times.items()}

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from chip import Product, rates
+from fresh_process import fresh_process
 from machine import ROOT, describe_machine
 
 from m3edge.files import write_atomically
@@ -176,8 +177,7 @@ def measure_speed(folders: dict[str, Path], shapes: list[str], threads: int, rou
 
 def measure_memory(folder: Path, length: int, provider: str) -> float:
     """Peak resident megabytes of a fresh process that loads a model and encodes one text of so many tokens."""
-    command = [sys.executable, "-c", _MEMORY_SCRIPT, str(folder), str(length), provider]
-    return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    return round(float(fresh_process(_MEMORY_SCRIPT, folder, length, provider)))
 
 
 class _Products:
