@@ -142,7 +142,6 @@ class Scan {
 
 constexpr size_t chunk_rows = 2048;
 
-// Below this many products a second thread takes longer to start than it saves (a start takes about 30 us).
 constexpr double min_products_a_thread = 4e6;
 
 }  // namespace
@@ -177,8 +176,8 @@ std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCode
     const DotKernel kernel = dot_kernel();
     const size_t n_chunks = (rows.n + chunk_rows - 1) / chunk_rows;
     const size_t n_allowed = size_t(std::count(allowed, allowed + rows.n, true));
-    const double useful = std::max(1.0, double(n_allowed) * double(rows.dim) / min_products_a_thread);
-    const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_chunks, size_t(std::min(useful, 1e6))}));
+    const double products = double(n_allowed) * double(rows.dim);
+    const size_t n_workers = workers_worth(products, min_products_a_thread, n_chunks, n_threads);
     std::vector<Sieve> sieves(n_workers, Sieve(k));
     std::atomic<size_t> next{0};
     run_workers(n_workers, [&](size_t worker) {

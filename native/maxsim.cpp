@@ -164,7 +164,6 @@ class DocumentScorer {
     std::vector<Line> unpacked_;
 };
 
-// Below this many products a second thread takes longer to start than it saves (a start takes about 30 us).
 constexpr double min_products_a_thread = 8e6;
 
 }  // namespace
@@ -177,8 +176,7 @@ void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& reco
                                       : pack_bytes(query, n_tokens, dim, records.width(), kernel);
     double products = 0.0;
     for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.bytes());
-    const double useful = std::max(1.0, products / min_products_a_thread);
-    const size_t n_workers = std::max<size_t>(1, std::min({n_threads, n_documents, size_t(std::min(useful, 1e6))}));
+    const size_t n_workers = workers_worth(products, min_products_a_thread, n_documents, n_threads);
     std::vector<DocumentScorer> scorers(n_workers, DocumentScorer(packed, records, kernel));
     std::atomic<size_t> next{0};
     run_workers(n_workers, [&](size_t worker) {

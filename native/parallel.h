@@ -1,6 +1,7 @@
 // Threads that live for one call: nothing is left waiting for work, so forking and unloading are safe.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <memory>
@@ -10,6 +11,13 @@
 #include <vector>
 
 namespace m3edge {
+
+// How many workers are worth their start, which takes about 30 us: with less than `least` work each, a further thread
+// takes longer to start than it saves. At most one for each item, and at least one.
+inline size_t workers_worth(double work, double least, size_t n_items, size_t n_threads) {
+    const double useful = std::clamp(work / least, 1.0, 1e6);
+    return std::max<size_t>(1, std::min({n_threads, n_items, size_t(useful)}));
+}
 
 // Calls work(0), …, work(n_workers - 1), each on its own thread, work(0) on the caller's. `work` must not throw, and
 // must share the items through a counter of its own: some calls are left out, where the system gives fewer threads, and

@@ -23,7 +23,6 @@ constexpr size_t stepped_list = 4096;  // longer lists have steps: 512 bytes bes
 constexpr size_t look_up_cost = 32;    // looking one document up costs about as much as adding so many postings
 constexpr uint32_t full_part = 65535;  // no part is larger
 
-// Below this many postings a second thread takes longer to start than it saves (a start takes about 30 us).
 constexpr double min_postings_a_thread = 1e5;
 
 uint32_t product(uint32_t factor, uint32_t part) { return uint32_t(uint64_t(factor) * part >> 16); }
@@ -380,9 +379,8 @@ template <class Parts>
 std::vector<PostingHit> top(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,
                             const bool* allowed, size_t k, size_t n_threads) {
     const Plan<Parts> plan(blocks, query, norms);
-    const double useful = std::max(1.0, double(plan.n_postings()) / min_postings_a_thread);
-    const size_t n_windows = std::max<size_t>(1, plan.windows().size());
-    const size_t n_workers = std::min({n_threads, n_windows, size_t(std::min(useful, 1e6))});
+    const size_t n_workers =
+        workers_worth(double(plan.n_postings()), min_postings_a_thread, plan.windows().size(), n_threads);
     return run(plan, allowed, k, n_workers, true);
 }
 

@@ -16,7 +16,9 @@ DEFAULT = "default: %(default)s"  # for a help text to end with
 def add_session_options(parser: argparse.ArgumentParser, *, cache: bool = True) -> None:
     """How the model is run; without `cache` for commands that measure how it starts."""
     parser.add_argument(
-        "--provider", default="auto", help=f"auto, {', '.join(PROVIDERS)}, openvino:GPU, cuda:1; {DEFAULT}"
+        "--provider",
+        default="auto",
+        help=f"auto, {', '.join(PROVIDERS)}, openvino:GPU, openvino:NPU, cuda:1; {DEFAULT}",
     )
     if cache:
         parser.add_argument(
