@@ -162,6 +162,15 @@ class _Builder:
         self.shapes.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["tokens", width]))
         return self.node("Reshape", [source, name], output)
 
+    def texts(self, source: str, width: int, output: str) -> str:
+        """The opposite of `rows`: the texts side by side, [batch, sequence, width].
+
+        The width is written down because onnxruntime, where it does not know it, takes an Attention's output to be 0
+        wide, and warns of that in every run.
+        """
+        self.shapes.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "sequence", width]))
+        return self.node("Reshape", [source, _SHAPE], output)
+
 
 def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n_heads: int) -> str:
     """One encoder layer from rows x to the rows it returns."""
@@ -183,7 +192,7 @@ def _layer(builder: _Builder, traced: _Traced, name: str, prefix: str, x: str, n
     projections = []
     for part in ("query", "key", "value"):
         flat = linear(f"attention/self/{part}", x, bias=part != "key")
-        projections.append(builder.node("Reshape", [flat, _SHAPE], f"{name}/{part}"))
+        projections.append(builder.texts(flat, width, f"{name}/{part}"))
     attended = _attention(builder, f"{name}/attention", projections, n_heads)
     attended = builder.rows(attended, width, f"{name}/attention/rows")
     y = add_and_normalize("attention/output/LayerNorm", linear("attention/output/dense", attended), x)

@@ -87,6 +87,16 @@ def test_no_int8_product_scales_its_rows_itself(mini_int8, tmp_path):
     assert all(scale == [] for scale in scales), "onnxruntime would multiply rows by their scales on one thread"
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_onnxruntime_by_itself_runs_the_graph_without_a_warning(mini_models, precision, capfd):
+    session = onnxruntime.InferenceSession(str(mini_models[precision] / GRAPH), providers=["CPUExecutionProvider"])
+    ids = np.full((2, 5), 9)
+    for mask in (np.ones_like(ids), np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])):
+        dense, weights, tokens = session.run(None, {"input_ids": ids, "attention_mask": mask})
+        assert (dense.shape, weights.shape, tokens.shape) == ((2, 384), (2, 5), (2, 5, 384))
+    assert "Expected shape" not in capfd.readouterr().err
+
+
 def test_all_precisions_are_one_model(encoders):
     assert len({encoder.info.fingerprint for encoder in encoders.values()}) == 1
     assert {name: encoder.info.precision for name, encoder in encoders.items()} == {name: name for name in PRECISIONS}
