@@ -18,7 +18,8 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from m3edge.session import available_cpus, session_options
+from m3edge.cpu import available_cpus
+from m3edge.onnxruntime_engine import session_options
 
 LARGE = (1024, 1024, 4096)  # rows, inputs, outputs
 READ_BYTES = 512 << 20

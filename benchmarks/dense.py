@@ -20,10 +20,10 @@ from machine import describe_machine
 from synthetic import SyntheticVectors
 
 from m3edge import kernels
+from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
 from m3edge.index.graph import HnswConfig, HnswGraph
 from m3edge.index.scan import DenseScan
-from m3edge.session import available_cpus
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ((10_000, 384), (30_000, 384), (100_000, 384), (10_000, 1024), (100_000, 1024))

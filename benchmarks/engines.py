@@ -26,10 +26,11 @@ from m3edge_export.report import fidelity
 from machine import RESULTS, describe_machine
 
 from m3edge import Encoder
+from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, STATIC_GRAPH, TOKENS_OUTPUT, read_model_folder
 from m3edge.openvino_engine import has_bfloat16, import_openvino
-from m3edge.session import Session, available_cpus, open_session
+from m3edge.session import Session, open_session
 
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x16": (1, 16)}
 STARTS = 5  # timed processes of each engine

@@ -30,9 +30,11 @@ from chip import Product, rates
 from fresh_process import fresh_process
 from machine import ROOT, describe_machine
 
+from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, GRAPH, INPUTS, SPARSE_OUTPUT, TOKENS_OUTPUT, WEIGHTS
-from m3edge.session import available_cpus, open_session, session_options
+from m3edge.onnxruntime_engine import session_options
+from m3edge.session import open_session
 
 WORK = ROOT / "build" / "full-size"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -23,11 +23,11 @@ from chip import Product, seconds
 from machine import describe_machine
 
 from m3edge import kernels
+from m3edge.cpu import available_cpus
 from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.files import write_atomically
 from m3edge.index.tokens import TokenStore
 from m3edge.scoring import maxsim
-from m3edge.session import available_cpus
 
 RESULTS = Path(__file__).parent / "results"
 N_QUERY, N_DOCUMENTS, N_TOKENS = 32, 100, 17_742

@@ -32,11 +32,12 @@ from m3edge_export.report import fidelity
 from machine import RESULTS, ROOT, describe_machine
 
 from m3edge import Encoder
+from m3edge.cpu import available_cpus
 from m3edge.encoder import HEADS
 from m3edge.files import write_atomically
 from m3edge.model_folder import GRAPH, INPUTS, ModelInfo
 from m3edge.openvino_engine import BFLOAT16, OpenVinoSession, import_openvino
-from m3edge.session import Session, available_cpus
+from m3edge.session import Session
 from m3edge.tokenization import TokenizedText, Tokenizer
 
 PACKAGES = ["nncf==3.4.0", "openvino==2026.4.1"]

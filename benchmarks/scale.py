@@ -26,10 +26,10 @@ import numpy as np
 from machine import RESULTS, describe_machine
 
 from m3edge import Document, Embeddings, Index
+from m3edge.cpu import available_cpus
 from m3edge.embeddings import SparseRows, TokenRows, offsets_of
 from m3edge.files import write_atomically
 from m3edge.model_folder import PRESETS
-from m3edge.session import available_cpus
 
 PORTION = 1000
 ENTRIES = 40  # sparse entries a document
@@ -249,14 +249,14 @@ def dense_only(index: Index, query: Embeddings) -> list[Any]:
 
 
 def index_has_graph(index: Index) -> bool:
-    with index._view.reading() as current:
+    with index.view.reading() as current:
         return current.state.dense.wants_graph
 
 
 @contextmanager
 def without_graph(index: Index) -> Iterator[None]:
     """Search without the graph while the block runs, as an index made with dense="exact" does."""
-    with index._view.reading() as current:
+    with index.view.reading() as current:
         dense = current.state.dense
     graph, dense._graph = dense._graph, None
     yield

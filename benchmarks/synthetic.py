@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from m3edge.cpu import available_cpus
 from m3edge.embeddings import Embeddings, SparseRows, TokenRows, offsets_of
 from m3edge.index import Document, Index
-from m3edge.session import available_cpus
 
 VOCABULARY = 250_000
 
@@ -116,7 +116,7 @@ def open_or_build_index(folder: Path, encoder: SyntheticEncoder, n: int) -> Inde
 
 def add_graph(index: Index) -> None:
     """Let an open index without a graph have one, until it is closed."""
-    with index._view.reading() as current:
+    with index.view.reading() as current:
         current.state.dense.build_graph()
 
 

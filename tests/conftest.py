@@ -158,7 +158,8 @@ def run_small(modules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def _build(folders: list[Path], command: list[str]) -> None:
     """Let `m3edge-export` make these folders, unless they are there and nothing that decides their content changed."""
     sources = sorted(path for path in (ROOT / "export").rglob("*.*") if path.suffix in _SOURCES)
-    sources += [ROOT / "m3edge" / name for name in ("model_folder.py", "session.py", "vocabulary.py")]
+    decides = ("cpu", "model_folder", "onnxruntime_engine", "session", "vocabulary")
+    sources += [ROOT / "m3edge" / f"{name}.py" for name in decides]
     sources += [ROOT / "constraints.txt"]
     sources = [path for path in sources if "training" not in path.parts]
     key = "\n".join(f"{path.relative_to(ROOT)} {sha256_file(path)}" for path in sources)

@@ -20,9 +20,11 @@ import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer
 
+from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, PARITY, SPARSE_OUTPUT, STATIC_GRAPH, TOKENIZER, TOKENS_OUTPUT
-from m3edge.session import OnnxruntimeSession, Session, available_cpus, open_session, session_options
+from m3edge.onnxruntime_engine import OnnxruntimeSession, session_options
+from m3edge.session import Session, open_session
 from m3edge_export.checkpoint import Checkpoint, read_tokenizer, special_ids
 from m3edge_export.errors import ParityError
 from m3edge_export.model import M3Model

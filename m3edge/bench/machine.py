@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from m3edge.cpu import available_cpus
 from m3edge.kernels import DESCRIPTION as KERNELS
-from m3edge.session import available_cpus
 
 _CHECKOUT = Path(__file__).parent.parent.parent
 _PACKAGES = ("m3edge", "onnxruntime", "openvino", "hnswlib", "numpy", "tokenizers")

@@ -22,12 +22,12 @@ import numpy as np
 
 from m3edge.bench.machine import cpu_name, describe_machine
 from m3edge.bench.stopwatch import PARTS
+from m3edge.cpu import available_cpus
 from m3edge.errors import M3EdgeError
 from m3edge.evaluation import import_ir_measures, read_beir
 from m3edge.files import sha256_file, write_atomically
 from m3edge.index.tokens import CODECS
 from m3edge.model_folder import MANIFEST, read_model_folder
-from m3edge.session import available_cpus
 
 
 @dataclass(frozen=True, kw_only=True)

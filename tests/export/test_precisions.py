@@ -19,7 +19,7 @@ from m3edge_export.verify import TEXTS
 
 from m3edge import Embeddings, Encoder
 from m3edge.model_folder import GRAPH, WEIGHTS
-from m3edge.session import session_options
+from m3edge.onnxruntime_engine import session_options
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 # Texts that calibration did not see: sentences in ten languages, and prose and code from the standard library.

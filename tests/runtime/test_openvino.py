@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from m3edge import Embeddings, Encoder, FormatError, ProviderError, openvino_engine, session
+from m3edge.cpu import multiplies_bytes
 from m3edge.model_folder import STATIC_GRAPH, WEIGHTS, write_manifest
 from m3edge.session import PROVIDERS, open_session
 
@@ -36,7 +37,7 @@ TEXTS = [
 
 openvino = pytest.importorskip("openvino", reason="the engine under test is not installed")
 onnx = pytest.importorskip("onnx", reason="a test spoils a graph with it")
-has_vnni = pytest.mark.skipif(not session.multiplies_bytes(), reason="`auto` takes OpenVINO on x86 with VNNI only")
+has_vnni = pytest.mark.skipif(not multiplies_bytes(), reason="`auto` takes OpenVINO on x86 with VNNI only")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from m3edge import ProviderError, session
+from m3edge import ProviderError, onnxruntime_engine, session
 
 CPU, CUDA, DIRECTML = "CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider"
 
@@ -46,7 +46,7 @@ class _Onnxruntime:
 def pretend(monkeypatch):
     def pretend(installed: list[str], working: list[str]) -> _Onnxruntime:
         runtime = _Onnxruntime(installed, working)
-        monkeypatch.setattr(session, "_import_onnxruntime", lambda: runtime)
+        monkeypatch.setattr(onnxruntime_engine, "_import_onnxruntime", lambda: runtime)
         return runtime
 
     return pretend

@@ -9,18 +9,12 @@ import onnxruntime
 import pytest
 
 import m3edge
-from m3edge import session
+from m3edge import onnxruntime_engine
 from m3edge.arguments import checked_integer
+from m3edge.cpu import available_cpus, multiplies_bytes, products_saturate
 from m3edge.model_folder import DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT
-from m3edge.session import (
-    OnnxruntimeSession,
-    available_cpus,
-    bucket,
-    multiplies_bytes,
-    open_session,
-    products_saturate,
-    session_options,
-)
+from m3edge.onnxruntime_engine import OnnxruntimeSession, bucket, session_options
+from m3edge.session import open_session
 
 
 @pytest.mark.parametrize(
@@ -63,7 +57,7 @@ def test_only_an_x86_with_vnni_is_known_to_gain_from_openvino(tmp_path, machine,
 
 @pytest.mark.parametrize("saturates", [True, False])
 def test_weights_are_turned_unsigned_only_where_products_saturate(monkeypatch, saturates):
-    monkeypatch.setattr(session, "products_saturate", lambda: saturates)
+    monkeypatch.setattr(onnxruntime_engine, "products_saturate", lambda: saturates)
     options = session_options(onnxruntime, 1)
     if saturates:
         assert options.get_session_config_entry("session.x64quantprecision") == "1"
