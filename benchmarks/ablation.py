@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ablation_report import HELD_OUT, METHODS, REFERENCE, tables
-from m3edge_export.checkpoint import TOKENIZER, Checkpoint, load_checkpoint, model_info, special_ids
+from m3edge_export.checkpoint import TOKENIZER, Checkpoint, load_checkpoint, model_info
 from m3edge_export.deltas import apply_deltas, read_deltas, write_deltas
 from m3edge_export.training.batching import IndexedPair
 from m3edge_export.training.data import Pair, read_pairs, sample_passages
@@ -103,7 +103,7 @@ class Bench:
     def __init__(self, checkpoint: Checkpoint, work: Path) -> None:
         self.model = checkpoint.model
         self.info = model_info(checkpoint)
-        self.dropped = special_ids(checkpoint).dropped
+        self.dropped = checkpoint.special_ids().dropped
         self.work = work
         self._known: list[tuple[Sequence[TokenizedText], States]] = []
         self._tokenizer = Tokenizer(checkpoint.folder / TOKENIZER)

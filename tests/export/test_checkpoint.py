@@ -12,14 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from m3edge_export.checkpoint import (
-    ModelSettings,
-    fingerprint,
-    load_checkpoint,
-    read_tokenizer,
-    save_checkpoint,
-    special_ids,
-)
+from m3edge_export.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from m3edge_export.settings import ModelSettings
+from m3edge_export.tokenizer_file import read_tokenizer
 
 from m3edge.errors import FormatError
 
@@ -31,7 +26,7 @@ def test_without_settings_it_is_read_as_bge_m3(tiny_source: Path) -> None:
     assert checkpoint.settings == ModelSettings(name="tiny-m3", pooling="cls", max_length=64)  # 66 positions less 2
     assert (checkpoint.source, checkpoint.revision) == ("tiny-m3", "")
     assert (checkpoint.model.hidden_size, checkpoint.model.token_dim) == (HIDDEN, TOKEN_DIM)
-    assert special_ids(checkpoint) == (0, 2, 1, (0, 1, 2, 3))
+    assert checkpoint.special_ids() == (0, 2, 1, (0, 1, 2, 3))
 
 
 def test_saved_and_loaded_it_is_the_same_model(tiny_source: Path, tmp_path: Path) -> None:
@@ -185,7 +180,7 @@ def test_a_bad_checkpoint_is_refused(
 ) -> None:
     spoil(tiny_checkpoint)
     with pytest.raises(FormatError, match=message) as caught:
-        special_ids(load_checkpoint(tiny_checkpoint))
+        load_checkpoint(tiny_checkpoint).special_ids()
     assert str(tiny_checkpoint) in str(caught.value)
     assert "executed" not in capsys.readouterr().out
 

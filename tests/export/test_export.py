@@ -268,7 +268,7 @@ def test_a_difference_that_is_no_number_is_within_no_tolerance(precision: str) -
 
 
 def test_cases_hold_the_extremes_of_length(tiny_source: Path) -> None:
-    from m3edge_export.checkpoint import read_tokenizer
+    from m3edge_export.tokenizer_file import read_tokenizer
 
     cases = verification_cases(read_tokenizer(tiny_source / "tokenizer.json"), max_length=64)
     lengths = {len(row) for case in cases for row in case.rows}

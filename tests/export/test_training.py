@@ -17,10 +17,11 @@ pytest.importorskip("torch")
 
 import numpy as np
 import torch
-from m3edge_export.checkpoint import load_checkpoint, model_info, read_tokenizer
+from m3edge_export.checkpoint import load_checkpoint, model_info
 from m3edge_export.cli import main
 from m3edge_export.deltas import apply_deltas, read_deltas
 from m3edge_export.model import M3Model
+from m3edge_export.tokenizer_file import read_tokenizer
 from m3edge_export.training.data import describe_bad_lines, read_pairs, sample_passages
 from m3edge_export.training.encoder import states_encoder, torch_encoder
 from m3edge_export.training.heads import prepare_heads

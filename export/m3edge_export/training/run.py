@@ -20,14 +20,7 @@ from m3edge.errors import FormatError
 from m3edge.evaluation import BeirDataset, evaluate
 from m3edge.files import new_folder, write_atomically
 from m3edge.tokenization import Tokenizer
-from m3edge_export.checkpoint import (
-    TOKENIZER,
-    Checkpoint,
-    load_checkpoint,
-    model_info,
-    save_checkpoint,
-    special_ids,
-)
+from m3edge_export.checkpoint import TOKENIZER, Checkpoint, load_checkpoint, model_info, save_checkpoint
 from m3edge_export.deltas import write_deltas
 from m3edge_export.folders import require_place
 from m3edge_export.training.batching import IndexedPair
@@ -84,7 +77,7 @@ def train_checkpoint(
         raise FormatError("no file has two different passages: without a second one there is no negative to learn from")
     work = _Work(out.with_name(f"{out.name}.training"), _settings(checkpoint, files, config, run))
     way = _prepare(checkpoint, texts, config, run)
-    trainer = Trainer(checkpoint.model, way, texts.data, special_ids(checkpoint).dropped, config)
+    trainer = Trainer(checkpoint.model, way, texts.data, checkpoint.special_ids().dropped, config)
     if (state := work.load()) is not None:
         trainer.resume(state)
         log(f"{work.folder}: going on after step {trainer.step}")
