@@ -71,7 +71,7 @@ def measure(index: Index, queries: list[Embeddings], share: float, kind: str) ->
     if kind == "hnsw":
         ways |= {"graph": 0, "scan": 10**12}
     condition = {"share": {"$lt": share}}
-    with index._view.reading() as (snapshot, _, state):
+    with index.view.reading() as (snapshot, _, state):
         passing = np.flatnonzero(state.columns.passing(parse_filter(condition), state.rows, snapshot.metadata))
         vectors = state.dense.vectors(passing)
     exact = [set(passing[np.argsort(-(vectors @ query.dense[0]))[:K]].tolist()) for query in queries]  # type: ignore[index]

@@ -26,7 +26,7 @@ from m3edge import kernels
 from m3edge.embeddings import Embeddings
 from m3edge.files import write_atomically
 from m3edge.index import Index
-from m3edge.index.search import distinct
+from m3edge.index.ranking import distinct
 from m3edge.scoring import dense_scores
 
 RESULTS = Path(__file__).parent / "results"
@@ -101,7 +101,7 @@ def stages(index: Index, queries: list[Embeddings], n_threads: int) -> dict[str,
         taken.setdefault(stage, []).append((time.perf_counter() - start) * 1000)
         return result
 
-    with index._view.reading() as (snapshot, tokens, state):
+    with index.view.reading() as (snapshot, tokens, state):
         for query in queries:
             assert query.dense is not None
             assert query.tokens is not None

@@ -188,7 +188,7 @@ class IndexedCorpus(Corpus):
         if index.token_codec == "none":
             raise ValueError("index must hold token vectors, this one was made with token_codec='none'")
         info = index.encoder.info
-        with index._view.reading() as (snapshot, tokens, state):
+        with index.view.reading() as (snapshot, tokens, state):
             alive = state.postings.alive
             dense = np.zeros((len(state.rows), info.dense_dim), np.float32)
             dense[alive] = state.dense.vectors(np.flatnonzero(alive))

@@ -32,7 +32,7 @@ class SearchClock:
         index, encoder = self._index, self._index.encoder
         assert encoder is not None
         self._spent.clear()
-        with index._view.reading() as current:
+        with index.view.reading() as current:
             _, tokens, state = current
         with ExitStack() as stack:
             for owner, name, part in (

@@ -12,9 +12,10 @@ import numpy as np
 from m3edge.encoder import Encoder
 from m3edge.errors import FormatError
 from m3edge.index.derived import MANIFEST, Derived, derived_and_problems, forget_damaged
-from m3edge.index.snapshot import NO_CRC32, Snapshot, problem_of_document
+from m3edge.index.snapshot import Snapshot
 from m3edge.index.state import saved_places
 from m3edge.index.store import FILE_NAME, Store
+from m3edge.index.stored_rows import NO_CRC32, problem_of_document
 from m3edge.index.tokens import TokenStore
 from m3edge.index.writer_lock import writer_lock
 from m3edge.index.writing import open_tokens, open_writing

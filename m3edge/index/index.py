@@ -40,7 +40,12 @@ from m3edge.index.writing import AddReport, Writing, open_writing
 
 
 class Index:
-    """A searchable collection of documents. Safe to call from several threads; close it, or use it in a `with`."""
+    """A searchable collection of documents. Safe to call from several threads; close it, or use it in a `with`.
+
+    folder: where it lies; encoder: what texts are encoded with, or None
+    dense_mode, token_codec, token_pooling: as it was made, see `create`
+    view:   what searches read, for those parts of m3edge that measure; not for programs that search
+    """
 
     def __init__(self, folder: Path, store: Store, encoder: Encoder | None, progress: bool | None) -> None:
         """Index.open and Index.create are the ways in."""
@@ -48,9 +53,9 @@ class Index:
         self.encoder = encoder
         self._store = store
         n_threads = encoder.session.n_threads if encoder is not None else 1
-        self._view = View(store, n_threads, progress=progress)
-        self._searcher = Searcher(self._view, encoder, n_threads)
-        with self._view.reading() as (snapshot, _, _):
+        self.view = View(store, n_threads, progress=progress)
+        self._searcher = Searcher(self.view, encoder, n_threads)
+        with self.view.reading() as (snapshot, _, _):
             self._model = snapshot.meta("model")
             self.dense_mode: str = snapshot.meta("dense", "hnsw")
             self.token_codec: str = snapshot.meta("token_codec", "fp16")
@@ -139,7 +144,7 @@ class Index:
         self._refuse_inside_transaction("close the index")
         with self._write_lock:
             try:
-                self._view.close()
+                self.view.close()
             except OSError as error:
                 message = f"{self.folder}: derived files not saved ({error}); they are made again when it is opened"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -210,16 +215,16 @@ class Index:
         """
         self._refuse_inside_transaction("begin another")
         with self._exclusively():
-            self._view.make_ready_to_write(progress=progress)
+            self.view.make_ready_to_write(progress=progress)
             with open_writing(self._store, self.encoder) as writing:
                 self._writing = writing
                 try:
                     yield
                 finally:
                     self._writing = None
-            self._view.refresh(progress=progress)
+            self.view.refresh(progress=progress)
             try:
-                self._view.trim_wal()
+                self.view.trim_wal()
             except OSError as error:
                 message = (
                     f"{self.folder}: all is written and safe, but SQLite's write-ahead log goes on growing ({error})"
@@ -287,13 +292,13 @@ class Index:
                 begin_epoch(self._store, progress=progress)
             except BaseException:
                 with suppress(OSError):  # on a disk that fails the new file's beginning stays, for the next writer
-                    self._view.remove_leftovers()
+                    self.view.remove_leftovers()
                 raise
-            self._view.refresh(progress=progress)
-            self._view.remove_leftovers()
-            self._view.save_derived()
+            self.view.refresh(progress=progress)
+            self.view.remove_leftovers()
+            self.view.save_derived()
             self._store.vacuum()
-            self._view.trim_wal(at_least=0)
+            self.view.trim_wal(at_least=0)
             return CompactReport(before, _folder_bytes(self.folder))
 
     # Looking after it
@@ -304,9 +309,9 @@ class Index:
         Where another index took this one's place (built elsewhere, then renamed), it is that one which is searched from
         now on. Raises ModelMismatchError when its model or its other settings differ.
         """
-        self._view.refresh(progress=progress)
+        self.view.refresh(progress=progress)
         with suppress(OSError):  # who only reads need not know of a disk that is full
-            self._view.trim_wal()
+            self.view.trim_wal()
 
     def check(self, *, progress: bool | None = False) -> CheckReport:
         """Compare every file with its checksums; reads everything. Index.repair mends what can be mended."""
@@ -366,13 +371,13 @@ class Index:
         if self._writer_thread == threading.get_ident() and self._writing is not None:
             yield self._writing.transaction
         else:
-            with self._view.reading() as current:
+            with self.view.reading() as current:
                 yield current.snapshot
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         with self._write_lock, writer_lock(self.folder):
-            with self._view.reading():
+            with self.view.reading():
                 pass  # refuses when it is closed
             try:
                 self._writer_thread = threading.get_ident()

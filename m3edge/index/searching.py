@@ -1,4 +1,4 @@
-"""What Index.search and Index.search_batch do: query in, hits out. search.py ranks; this file does what lies around it.
+"""What Index.search and Index.search_batch do: query in, hits out. ranking.py ranks; this does what lies around.
 
 The checks of arguments, a query's embeddings, which documents a filter lets through, fetching what was found.
 """
@@ -21,7 +21,7 @@ from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.filters import Condition, parse_filter
 from m3edge.index.given import checked_embeddings
-from m3edge.index.search import Ranking, SearchOptions, TokenScorer, distinct, needed_heads, search
+from m3edge.index.ranking import Ranking, SearchOptions, TokenScorer, distinct, needed_heads, rank
 from m3edge.index.snapshot import Snapshot, require_documents
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.view import Current, View
@@ -93,7 +93,7 @@ class Searcher:
         embeddings = self._embed(query, options.weights, explained)
         with self._view.reading() as current:
             allowed = _allowed(current, options.condition)
-            ranking = search(current.state, self._token_scorer(current), embeddings, options, allowed, self._n_threads)
+            ranking = rank(current.state, self._token_scorer(current), embeddings, options, allowed, self._n_threads)
             (hits,) = _hits(current.snapshot, [ranking])
         if explained:
             assert isinstance(query, str)
@@ -126,7 +126,7 @@ class Searcher:
                 embeddings = self._embed_block(queries[start : start + _SEARCH_BLOCK], options.weights, cancel)
                 with self._view.reading() as current:
                     one = partial(
-                        search,
+                        rank,
                         current.state,
                         self._token_scorer(current),
                         options=options,

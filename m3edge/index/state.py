@@ -19,9 +19,10 @@ from m3edge.index.dense import GRAPH_FILE, VECTORS_FILE, DenseIndex
 from m3edge.index.derived import Derived, Stamp, save_derived, usable_derived
 from m3edge.index.graph import HnswConfig
 from m3edge.index.shared_lock import SharedLock
-from m3edge.index.snapshot import NO_CRC32, Snapshot
+from m3edge.index.snapshot import Snapshot
 from m3edge.index.sparse import PostingIndex
 from m3edge.index.sqlite_file import damaged
+from m3edge.index.stored_rows import NO_CRC32
 from m3edge.index.tokens import TokenStore
 from m3edge.progress import progress_bar
 

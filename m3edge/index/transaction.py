@@ -11,8 +11,9 @@ import numpy as np
 
 from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.documents import Document
-from m3edge.index.snapshot import Snapshot, document_crc32, is_unicode, meta_crc32, vectors_crc32
+from m3edge.index.snapshot import Snapshot
 from m3edge.index.sqlite_file import explained
+from m3edge.index.stored_rows import document_crc32, is_unicode, meta_crc32, vectors_crc32
 
 FORMAT_VERSION = 3  # 2 had no checksum for each document and no compaction; 1 had no checksums at all
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from m3edge import Index, M3EdgeError
 from m3edge.index.filters import parse_filter
-from m3edge.index.snapshot import document_crc32, meta_crc32, vectors_crc32
+from m3edge.index.stored_rows import document_crc32, meta_crc32, vectors_crc32
 
 BUDGET_S = float(os.environ.get("M3EDGE_FUZZ_S", "60"))
 

@@ -15,8 +15,8 @@ import pytest
 from m3edge import Document, Embeddings, FormatError, Index
 from m3edge.embeddings import SparseRows, TokenRows
 from m3edge.index.check import check_index
-from m3edge.index.snapshot import document_crc32
 from m3edge.index.sqlite_file import explained
+from m3edge.index.stored_rows import document_crc32
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = sorted(path.name for path in DATA.glob("index-*"))

@@ -21,7 +21,7 @@ import os, sys
 import writer_process as made
 from m3edge import Index
 with Index.open(sys.argv[1]) as index:
-    with index._view.reading() as current:
+    with index.view.reading() as current:
         dense = current.state.dense
         query = made.embeddings_of({"query": 0}).dense[0]
         child = os.fork()

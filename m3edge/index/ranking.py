@@ -67,7 +67,7 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
     return ordered[first]
 
 
-def search(
+def rank(
     state: SearchState,
     score_tokens: TokenScorer,
     query: Embeddings,
