@@ -154,7 +154,7 @@ class _Rewriter:
         return name
 
     def zero_points(self, zero_point: str, rows: str) -> str:
-        """A zero point for each of the batch's rows, which are as many for every product; rows: some vector of them."""
+        """A zero point for each of the batch's rows, which are as many for every product; rows: some column of them."""
         name = f"{zero_point}/rows"
         if all(node.output[0] != name for node in self.nodes):
             self.node("Expand", [zero_point, self.node("Shape", [rows], f"{name}/shape")], name)
@@ -261,18 +261,22 @@ class _Int8Products:
         is_gelu = source.endswith("/gelu")
         point = _GELU_ZERO_POINT if is_gelu else _ZERO_POINT
         zero_point = rewriter.scalar(point, np.uint8)
-        largest = node("ReduceMax", [values, rewriter.last_axis()], f"{name}/largest", keepdims=1)
+        # A vector of scales becomes a column only at the end: onnxruntime would go through a column value by value, a
+        # call for each, when it multiplies it by a number or compares the two.
+        largest = node("ReduceMax", [values, rewriter.last_axis()], f"{name}/largest", keepdims=0)
         above = node("Mul", [largest, rewriter.scalar(1 / (255 - point))], f"{name}/above")
         if is_gelu:  # how far it goes below 0 is known
-            scale = node("Max", [above, rewriter.scalar(_GELU_LEAST / point)], f"{name}/scale")
+            vector = node("Max", [above, rewriter.scalar(_GELU_LEAST / point)], f"{name}/scale/vector")
         else:
             # Largest and smallest apart: two passes that onnxruntime vectorises; Abs would write the whole tensor.
-            smallest = node("ReduceMin", [values, rewriter.last_axis()], f"{name}/smallest", keepdims=1)
+            smallest = node("ReduceMin", [values, rewriter.last_axis()], f"{name}/smallest", keepdims=0)
             below = node("Mul", [smallest, rewriter.scalar(-1 / point)], f"{name}/below")
-            scale = node("Max", [above, below, rewriter.scalar(1e-12)], f"{name}/scale")
-        flat = node("Squeeze", [scale, rewriter.last_axis()], f"{name}/scale/flat")
-        points = rewriter.zero_points(zero_point, flat)
-        rows = node("QuantizeLinear", [values, flat, points], name, axis=0)
+            vector = node("Max", [above, below, rewriter.scalar(1e-12)], f"{name}/scale/vector")
+        scale = node("Unsqueeze", [vector, rewriter.last_axis()], f"{name}/scale")
+        points = rewriter.zero_points(zero_point, scale)
+        # A row is one block of the last axis: with a scale for each of the first, onnxruntime would use one thread.
+        width = len(self._statistics[source].least)
+        rows = node("QuantizeLinear", [values, scale, points], name, axis=1, block_size=width)
         self._quantized[source] = rows, scale, zero_point
         return self._quantized[source]
 

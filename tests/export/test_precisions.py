@@ -87,6 +87,14 @@ def test_no_int8_product_scales_its_rows_itself(mini_int8, tmp_path):
     assert all(scale == [] for scale in scales), "onnxruntime would multiply rows by their scales on one thread"
 
 
+def test_rows_are_quantized_as_blocks_which_onnxruntime_does_on_all_threads(mini_int8):
+    graph = onnx.load(mini_int8 / GRAPH, load_external_data=False).graph
+    steps = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(steps) == 4 * 12  # attention, its output, and both products of the feed-forward network
+    widths = [onnx.helper.get_node_attr_value(node, "block_size") for node in steps]
+    assert sorted(widths) == [384] * 3 * 12 + [1536] * 12, "with a scale for each row of axis 0 it uses one"
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_onnxruntime_by_itself_runs_the_graph_without_a_warning(mini_models, precision, capfd):
     session = onnxruntime.InferenceSession(str(mini_models[precision] / GRAPH), providers=["CPUExecutionProvider"])
