@@ -18,14 +18,15 @@ from m3edge.errors import FormatError
 
 _BUSY_S = 30  # SQLite's own locks are held for moments: another process opening, recovering or checkpointing
 
-# How SQLite words what is no damage. Its error codes would be plainer, but Python 3.10 does not hand them on.
+# What is no damage, by the lowest byte of SQLite's error code; the others say more of the same.
 _NO_DAMAGE = (
-    "disk i/o error",
-    "database or disk is full",
-    "readonly database",
-    "unable to open database file",
-    "database is locked",
-    "out of memory",
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
 )
 
 
@@ -85,7 +86,7 @@ def explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into FormatError for damage, OSError for the system's refusals, ValueError for misuse."""
     try:
         yield
-    except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:  # the latter is what Python 3.10 raises
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:
         if "closed" in str(error):
             raise ValueError(f"{path.parent}: this index is closed; open it again") from error
         raise ValueError(f"{path}: a value that SQLite cannot store or look for was refused ({error})") from error
@@ -96,7 +97,7 @@ def explained(path: Path) -> Iterator[None]:
             raise damaged(path, error) from error
         raise ValueError(f"{path}: a value that this file cannot hold was refused ({error})") from error
     except sqlite3.OperationalError as error:
-        if any(words in str(error).lower() for words in _NO_DAMAGE):
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_DAMAGE:  # not there when Python raised it
             raise OSError(
                 f"{path}: could not be read or written ({error}); make room, or see to the folder's permissions: what "
                 "was committed is safe"
