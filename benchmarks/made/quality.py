@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lexical as lexical_script
+import mcls_report
 import numpy as np
 import quality as quality_script
 import tables as tables_script
@@ -116,4 +117,6 @@ PARTS = {
     "paper-tables": paper_tables,
     "paper-tables-engine": paper_tables_engine,
     "long-documents": long_documents,
+    "mcls": lambda: mcls_report.layout(result("mcls")),
+    "mcls-setting": lambda: mcls_report.setting(result("mcls")),
 }

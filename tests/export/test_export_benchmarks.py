@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,35 @@ def test_long_documents_are_also_read_with_mcls(
     plain, mcls = report["rows"][:2]
     assert plain["nDCG@10"]["dense"] != mcls["nDCG@10"]["dense"]
     assert "The same with MCLS" in capsys.readouterr().out
+
+
+def test_mcls_is_measured_on_a_sibling_that_pools_by_its_first_token(
+    run_small: RunSmall, tiny_source: Path, twelve: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [{"query": f"file {n}", "positive": f"the file {n} " * 5, "lang": "en"} for n in range(9)]
+    (tmp_path / "train").mkdir()
+    with gzip.open(tmp_path / "train" / "files.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(pair) + "\n" for pair in pairs)
+    arguments = (
+        tiny_source,
+        tmp_path / "train",
+        twelve,
+        "--sets",
+        "xquad-en",
+        "--steps",
+        3,
+        "--work",
+        tmp_path / "work",
+    )
+    small = {"TRAINED_TOKENS": 16, "POSITIONS": 130, "CUTS": (64, 128), "INTERVALS": (None, 8)}
+    report = run_small("mcls", *arguments, result="mcls.json", **small)
+    assert [(row["cut"], row["interval"]) for row in report["rows"]] == [
+        (64, None), (64, None), (64, 8), (128, None), (128, 8),
+    ]  # fmt: skip
+    assert report["training"]["cosine"]["3"] > 0
+    plain, mcls = (row["nDCG@10"] for row in report["rows"][1:3])
+    assert 0 <= min(plain, mcls) <= max(plain, mcls) <= 1
+    assert "| first token | 128 | every 8 |" in capsys.readouterr().out
 
 
 def test_at_full_size_we_are_timed_beside_the_peer_and_the_chips_limit(
