@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ PROVIDERS = {  # the names users write, and onnxruntime's
     "coreml": "CoreMLExecutionProvider",
 }
 NUMBERED = ("cuda", "tensorrt", "directml")  # of which a machine may have several
+_OLDEST = (1, 24, 2)  # 1.23 has no kernel for some of the graphs' operators, 1.24.1 fails on weights in a file
 _SPINS_BRIEFLY = (1, 26)  # the first onnxruntime that can be told how long a waiting thread spins
 
 
@@ -73,8 +75,8 @@ def open_onnxruntime(
     engine:     one of PROVIDERS
     device:     of those NUMBERED, which one: "1" is the second; "" for the first
     max_length: tokens of the model's longest text
-    Raises ProviderError when the provider is not installed or does not really run, FormatError for a graph that
-    onnxruntime cannot load, ImportError without onnxruntime.
+    Raises ProviderError when onnxruntime is too old, lacks the provider or does not really run it, FormatError for a
+    graph that it cannot load, ImportError without onnxruntime.
     """
     provider = f"{engine}:{device}" if device else engine
     installed = installed_providers()
@@ -84,6 +86,11 @@ def open_onnxruntime(
             f"provider {provider!r} is not part of the installed onnxruntime, which has {installed}{remedy}"
         )
     onnxruntime = _import_onnxruntime()
+    if _release(onnxruntime) < _OLDEST:
+        raise ProviderError(
+            f"onnxruntime {onnxruntime.__version__} is too old, m3edge needs {'.'.join(map(str, _OLDEST))}; "
+            "pip install --upgrade 'm3edge[cpu]', or 'm3edge[gpu]' for NVIDIA GPUs"
+        )
     options = session_options(onnxruntime, n_threads, engine)
     # Through a symbolic link onnxruntime looks for the weights beside the link: give it the real place.
     graph = (folder / GRAPH).resolve()
@@ -132,10 +139,9 @@ def session_options(onnxruntime: Any, n_threads: int, engine: str = CPU) -> Any:
     return options
 
 
-def _release(onnxruntime: Any) -> tuple[int, int]:
-    """onnxruntime's major and minor version."""
-    major, minor = onnxruntime.__version__.split(".")[:2]
-    return int(major), int(minor)
+def _release(onnxruntime: Any) -> tuple[int, ...]:
+    """onnxruntime's version: major, minor and patch, without what a build of one's own adds to it."""
+    return tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:3])
 
 
 def _import_onnxruntime() -> Any:

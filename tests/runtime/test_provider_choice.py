@@ -64,6 +64,20 @@ def test_cuda_that_is_not_installed_says_what_to_install(pretend, tmp_path):
         session.open_session(tmp_path, "cuda")
 
 
+@pytest.mark.parametrize("version", ["1.23.2", "1.24.1", "1.9.0"])
+def test_an_onnxruntime_that_is_too_old_is_named(pretend, tmp_path, version):
+    pretend([CPU], [CPU]).__version__ = version
+    message = rf"onnxruntime {version} is too old, m3edge needs 1\.24\.2; pip install --upgrade 'm3edge\[cpu\]'"
+    with pytest.raises(ProviderError, match=message):
+        session.open_session(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("version", ["1.24.2", "1.30.0.dev20261101001", "2.0.0+cu130"])
+def test_newer_ones_and_builds_of_ones_own_are_taken(pretend, tmp_path, version):
+    pretend([CPU], [CPU]).__version__ = version
+    assert session.open_session(tmp_path, "cpu").provider == "cpu"
+
+
 def test_cuda_that_works_is_what_runs(pretend, tmp_path):
     pretend([CUDA, CPU], [CUDA, CPU])
     assert session.open_session(tmp_path, "cuda").provider == "cuda"
