@@ -28,14 +28,13 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from m3edge.errors import FormatError
 from m3edge.files import write_atomically
-from m3edge.model_folder import ModelInfo
+from m3edge.model_folder import TOKENIZER, ModelInfo
 from m3edge_export.model import M3Model
 from m3edge_export.settings import ModelSettings, complete, read_settings
 from m3edge_export.source import locate_checkpoint
 from m3edge_export.tokenizer_file import SpecialIds, check_tokenizer, special_ids
 
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 SPARSE_HEAD = "sparse_linear.pt"
 TOKEN_HEAD = "colbert_linear.pt"
 SETTINGS = "m3edge_model.json"

@@ -91,17 +91,8 @@ def test_mcls_is_measured_on_a_sibling_that_pools_by_its_first_token(
     (tmp_path / "train").mkdir()
     with gzip.open(tmp_path / "train" / "files.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(pair) + "\n" for pair in pairs)
-    arguments = (
-        tiny_source,
-        tmp_path / "train",
-        twelve,
-        "--sets",
-        "xquad-en",
-        "--steps",
-        3,
-        "--work",
-        tmp_path / "work",
-    )
+    small_run = ("--sets", "xquad-en", "--steps", 3, "--work", tmp_path / "work")
+    arguments = (tiny_source, tmp_path / "train", twelve, *small_run)
     small = {"TRAINED_TOKENS": 16, "POSITIONS": 130, "CUTS": (64, 128), "INTERVALS": (None, 8)}
     report = run_small("mcls", *arguments, result="mcls.json", **small)
     assert [(row["cut"], row["interval"]) for row in report["rows"]] == [
