@@ -73,3 +73,63 @@ class Unigram:
     ) -> None: ...
     def segment(self, words: Sequence[str]) -> np.ndarray:
         """int64 [n], the ids of all words' tokens one after another."""
+
+class Linear:
+    """One product's weights as a model folder has them.
+
+    codes: int8 [inputs, outputs]; scales, bias: float32 [outputs]
+    """
+
+    def __init__(self, codes: np.ndarray, scales: np.ndarray, bias: np.ndarray | None) -> None: ...
+
+class Product:
+    """Products of the same rows, which are multiplied by smoothing, float32 [inputs], and rounded to bytes.
+
+    least: how far below 0 a row goes at most, where that is known; otherwise negative
+    """
+
+    def __init__(
+        self, linears: Sequence[Linear], smoothing: np.ndarray | None, zero_point: int, least: float
+    ) -> None: ...
+
+class Layer:
+    def __init__(
+        self,
+        projections: Product,
+        attention_output: Product,
+        attention_norm: tuple[np.ndarray, np.ndarray],
+        inner: Product,
+        output: Product,
+        output_norm: tuple[np.ndarray, np.ndarray],
+    ) -> None: ...
+
+class Transformer:
+    """An encoder with its three heads; what it computes is the int8 graph. ValueError where widths do not fit."""
+
+    def __init__(
+        self,
+        n_heads: int,
+        epsilon: float,
+        mean_pooling: bool,
+        first_position: int,
+        pad_id: int,
+        words: tuple[np.ndarray, np.ndarray],
+        positions: tuple[np.ndarray, np.ndarray],
+        token_type: np.ndarray,
+        embedding_norm: tuple[np.ndarray, np.ndarray],
+        layers: Sequence[Layer],
+        token_head: tuple[np.ndarray, np.ndarray],
+        sparse_head: tuple[np.ndarray, float],
+        n_threads: int,
+    ) -> None: ...
+    def run(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        dense: bool,
+        sparse: bool,
+        tokens: bool,
+        n_threads: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """dense [batch, width], weights [batch, seq] and token vectors [batch * seq, token width]; of no rows where not
+        asked for."""

@@ -69,9 +69,9 @@ class Encoder:
     ) -> Encoder:
         """Load a model folder.
 
-        provider:  "auto" for the best that is installed, or "cpu", "cuda", "cuda:1" (the second GPU), "tensorrt",
-            "directml", "coreml", "openvino", "openvino:GPU", "openvino:NPU", "openvino:bf16" (a CPU's bfloat16, where
-            it has it)
+        provider:  "auto" for the best that is installed, or "native" (m3edge's own engine, for int8 on CPUs), "cpu"
+            (onnxruntime), "cuda", "cuda:1" (the second GPU), "tensorrt", "directml", "coreml", "openvino",
+            "openvino:GPU", "openvino:NPU", "openvino:bf16" (a CPU's bfloat16, where it has it)
         n_threads: CPU threads; by default as many as this process may use
         verify:    compare every file with its checksum first (about a second for 1.5 GB)
         mcls_interval: see Encoder; only for models that pool by their first token, as BGE-M3 does
@@ -100,7 +100,7 @@ class Encoder:
 
     @property
     def provider(self) -> str:
-        """The engine and device that really run: "cpu", "cuda", "openvino", "openvino:GPU", …"""
+        """The engine and device that really run: "native", "cpu", "cuda", "openvino", "openvino:GPU", …"""
         return self.session.provider
 
     def encode_queries(
@@ -192,7 +192,7 @@ class Encoder:
 
     @property
     def _pads_anyway(self) -> bool:
-        """Whether batches of equal lengths gain nothing: on a GPU all are padded to a few shapes."""
+        """Whether batches of equal lengths gain nothing: a GPU's are padded to a few shapes, "native" pads none."""
         return self.session.provider.partition(":")[0] not in ("cpu", "openvino")
 
     def _checked_max_length(self, max_length: int | None) -> int:

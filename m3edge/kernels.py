@@ -44,3 +44,9 @@ count_postings = _kernels.count_postings
 
 # Without a twin: Hugging Face's tokenizers, from which it saves the parsing, is its definition and stands in for it.
 Unigram: Any = getattr(_kernels, "Unigram", None)
+# Likewise the int8 graph, on onnxruntime, for m3edge's own engine.
+instruction_set: Any = getattr(_kernels, "instruction_set", None)
+Linear: Any = getattr(_kernels, "Linear", None)
+Product: Any = getattr(_kernels, "Product", None)
+Layer: Any = getattr(_kernels, "Layer", None)
+Transformer: Any = getattr(_kernels, "Transformer", None)

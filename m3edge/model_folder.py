@@ -3,6 +3,7 @@
     m3edge.json        this module's ModelInfo, every other file's size and SHA-256, and a SHA-256 of itself
     model.onnx         input_ids, attention_mask -> dense_vecs, token_weights, colbert_vecs
     model.onnx_data    the weights of the graph
+    model.layers.json  in int8: where in them each layer's arrays lie, for the engine that is m3edge's own
     model.static.onnx  in int8, where asked for: the same with static scales, in plain operators, for OpenVINO; most of
                        its weights are the other graph's, the others are in model.static.onnx_data
     tokenizer.json     Hugging Face tokenizers
@@ -32,12 +33,13 @@ FORMAT_VERSION = 1
 MANIFEST = "m3edge.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx_data"
+LAYERS = "model.layers.json"
 STATIC_GRAPH = "model.static.onnx"
 STATIC_WEIGHTS = "model.static.onnx_data"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.bin"
 PARITY = "parity.json"
-_KNOWN = (GRAPH, WEIGHTS, STATIC_GRAPH, STATIC_WEIGHTS, TOKENIZER, VOCABULARY, PARITY)
+_KNOWN = (GRAPH, WEIGHTS, LAYERS, STATIC_GRAPH, STATIC_WEIGHTS, TOKENIZER, VOCABULARY, PARITY)
 
 INPUTS = ("input_ids", "attention_mask")
 DENSE_OUTPUT = "dense_vecs"

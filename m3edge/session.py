@@ -1,7 +1,7 @@
 """A model folder's graph on one piece of hardware: which engine runs it, behind one interface.
 
 Everything above this module sees numpy arrays and does not know which engine made them. The engines are
-onnxruntime_engine and openvino_engine.
+onnxruntime_engine, openvino_engine and native_engine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Protocol
 
 import numpy as np
 
-from m3edge import onnxruntime_engine, openvino_engine
+from m3edge import native_engine, onnxruntime_engine, openvino_engine
 from m3edge.arguments import checked_integer
 from m3edge.cpu import available_cpus, multiplies_bytes
 from m3edge.errors import M3EdgeError, ProviderError
 from m3edge.model_folder import STATIC_GRAPH
 
-# "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of OpenVINO's, "openvino:bf16" is the CPU
-# computing in bfloat16; "cuda:1" is a machine's second GPU.
-PROVIDERS = (*onnxruntime_engine.PROVIDERS, openvino_engine.NAME)
+# "native" is m3edge's own engine; "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of
+# OpenVINO's, "openvino:bf16" is the CPU computing in bfloat16; "cuda:1" is a machine's second GPU.
+PROVIDERS = (native_engine.NAME, *onnxruntime_engine.PROVIDERS, openvino_engine.NAME)
 # What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
 _AUTO = ("cuda", "directml", "coreml", "cpu")
 _MOST_THREADS = 2**31 - 1  # what engines take as a number
@@ -60,8 +60,8 @@ def open_session(
     """Load a model folder's graph.
 
     provider:  one of PROVIDERS; "openvino:" and a device; "cuda:", "tensorrt:" or "directml:" and a GPU's number; or
-        "auto": a GPU that onnxruntime drives; else OpenVINO where it is installed, the folder has a static int8 graph
-        and the CPU is an x86 with VNNI; else onnxruntime's CPU
+        "auto": a GPU that onnxruntime drives; else, on an x86 with VNNI, "native" for an int8 folder, or OpenVINO where
+        it is installed and the folder has a static int8 graph; else onnxruntime's CPU
     n_threads: CPU threads; by default as many as this process may use
     max_length: tokens of the model's longest text: engines that pad to a few lengths pad no further, since it may have
         no more positions
@@ -80,6 +80,8 @@ def open_session(
     if hint not in openvino_engine.HINTS:
         raise ValueError(f"hint must be one of {openvino_engine.HINTS}, got {hint!r}")
     n_threads = available_cpus() if n_threads is None else checked_integer("n_threads", n_threads, most=_MOST_THREADS)
+    if provider == native_engine.NAME:
+        return native_engine.open_native(folder, n_threads)
     if provider == "auto":
         return _open_best(folder, n_threads, max_length, cache, hint)
     if engine == openvino_engine.NAME:
@@ -94,17 +96,20 @@ def _is_device(engine: str, device: str) -> bool:
 
 
 def _open_best(folder: Path, n_threads: int, max_length: int, cache: Path | None, hint: str) -> Session:
-    gains = _openvino_gains(folder)
+    faster = [
+        name
+        for name, gains in ((native_engine.NAME, native_engine.gains), (openvino_engine.NAME, _openvino_gains))
+        if gains(folder)
+    ]
     try:
         installed = onnxruntime_engine.installed_providers()
     except ImportError:
-        if not gains:
+        if not faster:
             raise
         installed = []
     candidates = [name for name in _AUTO if name in installed]
-    if gains:
-        position = candidates.index("cpu") if "cpu" in candidates else len(candidates)
-        candidates.insert(position, openvino_engine.NAME)
+    position = candidates.index("cpu") if "cpu" in candidates else len(candidates)
+    candidates[position:position] = faster
     for name in candidates:
         try:
             return open_session(folder, name, n_threads, max_length=max_length, cache=cache, hint=hint)

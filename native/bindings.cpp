@@ -2,8 +2,6 @@
 //
 // Arrays are taken as they lie (`noconvert`): another type or a strided array is a TypeError, never a silent copy. The
 // readable definition of every function is its twin in m3edge/_kernels_numpy.py.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -11,7 +9,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -19,43 +16,16 @@
 #include <utility>
 #include <vector>
 
-#include "codes.h"
+#include "bindings.h"
 #include "cpu.h"
 #include "dense.h"
 #include "maxsim.h"
 #include "postings.h"
 #include "unigram.h"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-template <class T>
-using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Result = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig>;
-
-template <class T>
-Result<T> new_vector(size_t size) {
-    T* data = new T[size]();
-    nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
-    return Result<T>(data, {size}, owner);
-}
-
-[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-void check_finite(const char* name, const float* values, size_t size) {
-    if (!std::isfinite(m3edge::largest_magnitude(values, size)))
-        refuse(std::string(name) + " must be finite, got an infinity or a NaN");
-}
-
-size_t checked_threads(int64_t n_threads) {
-    if (n_threads < 1) refuse("n_threads must be at least 1, got " + std::to_string(n_threads));
-    return size_t(std::min<int64_t>(n_threads, 256));
-}
 
 void check_ranges(const Vector<int64_t>& starts, const Vector<int64_t>& counts, size_t n_rows) {
     if (starts.shape(0) != counts.shape(0))
@@ -98,13 +68,6 @@ Result<float> maxsim_records(const Matrix<float>& query, const Matrix<uint8_t>& 
 }
 
 // Dense vectors
-
-template <class T>
-nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::c_contig> new_matrix(size_t n_rows, size_t n_columns) {
-    T* data = new T[n_rows * n_columns]();
-    nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
-    return {data, {n_rows, n_columns}, owner};
-}
 
 auto dense_codes(const Matrix<float>& vectors) {
     check_finite("vectors", vectors.data(), vectors.size());
@@ -337,4 +300,6 @@ NB_MODULE(_native, module) {
         .def(nb::init<Vector<double>, Vector<uint32_t>, Vector<int32_t>, Vector<uint8_t>, int64_t>(),
              "scores"_a.noconvert(), "first"_a.noconvert(), "ids"_a.noconvert(), "labels"_a.noconvert(), "unknown_id"_a)
         .def("segment", &HeldUnigram::segment, "words"_a);
+
+    bind_transformer(module);
 }

@@ -33,6 +33,7 @@ from m3edge_export.folders import new_folders
 from m3edge_export.fuse import fuse
 from m3edge_export.graph import check_exportable, export_graph
 from m3edge_export.half import blocked_layers, layer_values, write_fp16
+from m3edge_export.layers import write_layers
 from m3edge_export.quantize import Statistics, product_inputs, write_fp32, write_int4, write_int8
 from m3edge_export.static import write_static
 from m3edge_export.tokenizer_file import read_tokenizer
@@ -111,6 +112,9 @@ def export_precisions(
         )
         for precision, folder in folders.items():
             notes = {"fused": counts._asdict(), **_write(graph, work, folder, precision, statistics)}
+            if precision == "int8":
+                written = onnx.load(folder / GRAPH, load_external_data=False)
+                write_layers(written, folder, n_heads=n_heads, pooling=info.pooling, pad_id=config.pad_token_id)
             if openvino and precision == "int8":
                 _write_static(graph, work, folder, statistics, n_heads)
             shutil.copyfile(tokenizer_path, folder / TOKENIZER)

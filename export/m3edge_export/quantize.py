@@ -30,10 +30,10 @@ from m3edge_export.weights import WeightReader, WeightWriter
 # has its scale; the static form, with one for all, gains a good deal from .5 to .75 and nothing beyond.
 SMOOTHING = 0.75
 _SMOOTHING_RANGE = (1e-2, 1e2)  # a channel that calibration hardly saw must not be blown up
-_ZERO_POINT = 128  # symmetric: 0.0 is 128
+ZERO_POINT = 128  # symmetric: 0.0 is 128
 # What GELU gives is never below -0.17: a byte's range is better spent on the positive side.
-_GELU_ZERO_POINT = 20
-_GELU_LEAST = 0.17
+GELU_ZERO_POINT = 20
+GELU_LEAST = 0.17
 # The ends of names in a fused graph: the values' product, what attention gives, the product behind it.
 VALUE, ATTENTION_ROWS, ATTENTION_OUTPUT = "/attention/self/value", "/attention/rows", "/attention/output/dense"
 
@@ -259,14 +259,14 @@ class _Int8Products:
             factors = rewriter.weight(f"{name}/smoothing", (1 / self._smoothing[source]).astype(np.float32))
             values = node("Mul", [source, factors], f"{name}/smooth")
         is_gelu = source.endswith("/gelu")
-        point = _GELU_ZERO_POINT if is_gelu else _ZERO_POINT
+        point = GELU_ZERO_POINT if is_gelu else ZERO_POINT
         zero_point = rewriter.scalar(point, np.uint8)
         # A vector of scales becomes a column only at the end: onnxruntime would go through a column value by value, a
         # call for each, when it multiplies it by a number or compares the two.
         largest = node("ReduceMax", [values, rewriter.last_axis()], f"{name}/largest", keepdims=0)
         above = node("Mul", [largest, rewriter.scalar(1 / (255 - point))], f"{name}/above")
         if is_gelu:  # how far it goes below 0 is known
-            vector = node("Max", [above, rewriter.scalar(_GELU_LEAST / point)], f"{name}/scale/vector")
+            vector = node("Max", [above, rewriter.scalar(GELU_LEAST / point)], f"{name}/scale/vector")
         else:
             # Largest and smallest apart: two passes that onnxruntime vectorises; Abs would write the whole tensor.
             smallest = node("ReduceMin", [values, rewriter.last_axis()], f"{name}/smallest", keepdims=0)

@@ -6,7 +6,6 @@ Every number is measured here, with the runtime that will serve the model; the r
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,9 +18,12 @@ import numpy as np
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
 from m3edge.evaluation import evaluate, read_beir
-from m3edge.model_folder import GRAPH, STATIC_GRAPH, STATIC_WEIGHTS, WEIGHTS, read_model_folder
+from m3edge.model_folder import GRAPH, LAYERS, STATIC_GRAPH, STATIC_WEIGHTS, WEIGHTS, read_model_folder
 from m3edge.scoring import lexical_scores, maxsim
+from m3edge_export.verify import engines
 
+# What each engine reads of a folder, beside the tokenizer.
+_FILES = {"cpu": (GRAPH, WEIGHTS), "native": (LAYERS, WEIGHTS), "openvino": (STATIC_GRAPH, WEIGHTS, STATIC_WEIGHTS)}
 _QUERIES = 8  # of the texts, the shortest, stand for queries when scores are compared
 
 # Run in a process of its own, so that nothing else is in the memory it reports.
@@ -58,8 +60,9 @@ class Fidelity(NamedTuple):
 def build_report(
     folders: Sequence[Path], texts: Sequence[str], *, data: Path | None = None, n_queries: int | None = None
 ) -> list[dict[str, Any]]:
-    """One row for each model folder on onnxruntime's CPU, and one more on OpenVINO's for a folder with a static graph,
-    where OpenVINO is installed; data: a BEIR folder, adds nDCG@10 of every mode.
+    """One row for each model folder and CPU engine that is installed and runs it.
+
+    data: a BEIR folder, adds nDCG@10 of every mode
 
     Raises ValueError when the folders are not of one model or none is in fp32.
     """
@@ -71,10 +74,10 @@ def build_report(
         raise ValueError(f"models must include an fp32 folder to compare with, got {[i.precision for i in infos]}")
     reference = Encoder.load(reference_folder, "cpu").encode_passages(texts, progress=None)
     rows = []
-    runs = [(folder, info, engine) for folder, info in zip(folders, infos, strict=True) for engine in _engines(folder)]
+    runs = [(folder, info, engine) for folder, info in zip(folders, infos, strict=True) for engine in engines(folder)]
     for folder, info, engine in runs:
         encoder = Encoder.load(folder, engine)
-        files = (GRAPH, WEIGHTS) if engine == "cpu" else (STATIC_GRAPH, WEIGHTS, STATIC_WEIGHTS)
+        files = _FILES[engine]
         row: dict[str, Any] = {
             "model": info.name,
             "precision": info.precision,
@@ -123,11 +126,6 @@ def fidelity(reference: Embeddings, other: Embeddings) -> Fidelity:
         float(np.mean(correlations)) if correlations else 1.0,
         float(np.mean(differences)),
     )  # fmt: skip
-
-
-def _engines(folder: Path) -> list[str]:
-    has_openvino = (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None
-    return ["cpu", "openvino"] if has_openvino else ["cpu"]
 
 
 def measure_start(folder: Path, text: str, engine: str = "cpu") -> dict[str, float]:

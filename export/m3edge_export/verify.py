@@ -20,9 +20,10 @@ import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer
 
+from m3edge import kernels
 from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, PARITY, SPARSE_OUTPUT, STATIC_GRAPH, TOKENIZER, TOKENS_OUTPUT
+from m3edge.model_folder import DENSE_OUTPUT, LAYERS, PARITY, SPARSE_OUTPUT, STATIC_GRAPH, TOKENIZER, TOKENS_OUTPUT
 from m3edge.onnxruntime_engine import OnnxruntimeSession, session_options
 from m3edge.session import Session, open_session
 from m3edge_export.checkpoint import Checkpoint
@@ -117,13 +118,12 @@ def reference_outputs(checkpoint: Checkpoint) -> Reference:
 def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[str, Any]) -> dict[str, float]:
     """Compare the graphs in `folder` with the model, write parity.json there, and return its headline figures.
 
-    The static graph's part of parity.json, "openvino", is left out where OpenVINO is not installed.
+    The static graph's part of parity.json, "openvino", is left out where OpenVINO is not installed, and "native" where
+    m3edge's own engine is not.
     notes: what else parity.json is to say
     Raises ParityError when any output of any case is further off than the precision's tolerance.
     """
-    providers = ["cpu"]
-    if (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None:
-        providers.append("openvino")
+    providers = engines(folder)
     measured = {
         provider: _measure(
             open_session(folder, provider, max_length=reference.max_length),
@@ -136,11 +136,21 @@ def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[st
     report |= {provider: _figures(measured[provider]) for provider in providers[1:]}
     write_atomically(folder / PARITY, json.dumps(report, indent=2).encode() + b"\n")
     for provider, differences in measured.items():
-        _require(differences, precision, TOLERANCES[precision] if provider == "cpu" else _STATIC_TOLERANCE)
+        _require(differences, precision, _STATIC_TOLERANCE if provider == "openvino" else TOLERANCES[precision])
     headline: dict[str, float] = dict(report["worst"])
     for provider in providers[1:]:
         headline[f"{provider}_min_cosine"] = report[provider]["worst"]["min_cosine"]
     return headline
+
+
+def engines(folder: Path) -> list[str]:
+    """The CPU engines that are installed and run this folder, onnxruntime's first."""
+    found = ["cpu"]
+    if (folder / LAYERS).is_file() and kernels.Transformer is not None:
+        found.append("native")
+    if (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None:
+        found.append("openvino")
+    return found
 
 
 def verify_fused(model: ModelProto, folder: Path, reference: Reference) -> None:

@@ -16,7 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_
 from m3edge.model_folder import WEIGHTS
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
-_EXTERNAL_FROM = 1024  # bytes: smaller tensors stay in the graph, where shape inference can see them
+_EXTERNAL_FROM = 1024  # bytes: shorter lists of integers stay in the graph, where shape inference can see them
 
 
 class WeightReader:
@@ -56,7 +56,7 @@ class WeightWriter:
 
     def tensor(self, name: str, values: np.ndarray) -> TensorProto:
         """An initializer with these values: in the file, or in itself when it is small."""
-        if values.nbytes < _EXTERNAL_FROM:
+        if values.size <= 1 or (values.dtype == np.int64 and values.nbytes < _EXTERNAL_FROM):
             return numpy_helper.from_array(np.asarray(values, order="C"), name)  # a scalar stays one
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3edge import Embeddings, Encoder, FormatError, ProviderError, openvino_engine, session
+from m3edge import Embeddings, Encoder, FormatError, ProviderError, native_engine, openvino_engine, session
 from m3edge.cpu import multiplies_bytes
 from m3edge.model_folder import STATIC_GRAPH, WEIGHTS, write_manifest
 from m3edge.session import PROVIDERS, open_session
@@ -121,21 +121,29 @@ def batch(n_tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.ones_like(ids)
 
 
+@pytest.fixture
+def without_native(monkeypatch):
+    """`auto` on a machine where m3edge's own engine is not the best."""
+    monkeypatch.setattr(native_engine, "gains", lambda folder: False)
+
+
 @has_vnni
-def test_auto_takes_openvino_for_an_int8_folder_and_onnxruntime_for_fp32(mini_openvino, mini_fp32):
+def test_auto_takes_openvino_for_an_int8_folder_and_onnxruntime_for_fp32(without_native, mini_openvino, mini_fp32):
     assert open_session(mini_openvino).provider == "openvino"
     assert open_session(mini_fp32).provider == "cpu"
 
 
 @has_vnni
-def test_auto_falls_back_with_a_warning_that_says_why(mini_openvino, monkeypatch):
+def test_auto_falls_back_with_a_warning_that_says_why(without_native, mini_openvino, monkeypatch):
     monkeypatch.setattr(openvino_engine, "_OLDEST", (9999, 1))
     with pytest.warns(RuntimeWarning, match="too old, m3edge needs 9999.1.*trying the next provider"):
         fallen_back = Encoder.load(mini_openvino)
     assert fallen_back.provider == "cpu"
 
 
-def test_auto_leaves_openvino_alone_on_a_cpu_where_it_was_not_measured_to_gain(mini_openvino, monkeypatch):
+def test_auto_leaves_openvino_alone_on_a_cpu_where_it_was_not_measured_to_gain(
+    without_native, mini_openvino, monkeypatch
+):
     monkeypatch.setattr(session, "_openvino_gains", lambda folder: False)
     assert open_session(mini_openvino).provider == "cpu"
 
@@ -297,7 +305,7 @@ def test_an_operator_that_openvino_does_not_know_is_named(copied):
 
 
 @has_vnni
-def test_auto_falls_back_from_a_graph_that_openvino_does_not_read(copied):
+def test_auto_falls_back_from_a_graph_that_openvino_does_not_read(without_native, copied):
     (copied / STATIC_GRAPH).write_bytes(b"no graph at all")
     with pytest.warns(RuntimeWarning, match="OpenVINO cannot read it(.|\n)*trying the next provider"):
         assert open_session(copied).provider == "cpu"

@@ -1,0 +1,78 @@
+"""The list of layers that an int8 export writes, and what m3edge's own engine makes of it, on a tiny XLM-RoBERTa."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import torch
+from m3edge_export.checkpoint import load_checkpoint
+from m3edge_export.export import export_onnx
+
+from m3edge import Encoder, kernels
+from m3edge.model_folder import LAYERS, PARITY
+
+TEXTS = ["the file", "", "0123456789 zip <pad> unzip", "你好 the file ing", "abcdefgh " * 20]
+
+pytestmark = pytest.mark.skipif(kernels.Transformer is None, reason="without a compiler there is no engine of our own")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layers") / "tiny-int8"
+    export_onnx(tiny_source, folder, precision="int8")
+    return folder
+
+
+def near(left: np.ndarray, right: np.ndarray) -> bool:
+    return (left * right).sum(axis=-1).min() > 0.999
+
+
+def test_positions_count_from_the_padding_as_xlm_robertas_do(folder):
+    layers = json.loads((folder / LAYERS).read_bytes())
+    assert (layers["first_position"], layers["pad_id"], layers["pooling"]) == (2, 1, "cls")
+
+
+@pytest.mark.parametrize("interval", [None, 8])
+def test_it_computes_what_pytorch_computes(folder, tiny_source, interval):
+    native = Encoder.load(folder, "native", mcls_interval=interval)
+    graph = Encoder.load(folder, "cpu", mcls_interval=interval)
+    ours, theirs = native.encode(TEXTS), graph.encode(TEXTS)
+    assert near(ours.dense, theirs.dense)
+    assert near(ours.tokens.vectors, theirs.tokens.vectors)
+    assert ours.sparse.ids.tolist() == theirs.sparse.ids.tolist()
+    np.testing.assert_allclose(ours.sparse.weights, theirs.sparse.weights, atol=0.01)
+    if interval is None:
+        (text,) = native.tokenizer.tokenize(TEXTS[2:3], prefix="", max_length=64)
+        ids = torch.from_numpy(np.asarray(text.ids, np.int64))[None]
+        assert 1 in ids  # the padding's token, written in a text
+        with torch.no_grad():
+            output = load_checkpoint(tiny_source).model(ids, torch.ones_like(ids))
+        assert near(ours.dense[2:3], output.dense_vecs.numpy())
+
+
+def test_a_text_is_the_same_alone_in_its_batch_and_beside_a_longer_one(folder):
+    native = Encoder.load(folder, "native", mcls_interval=8)
+    together = native.encode(TEXTS, batch_tokens=10_000)
+    for i, text in enumerate(TEXTS):
+        np.testing.assert_array_equal(native.encode(text).dense[0], together.dense[i])
+        np.testing.assert_array_equal(native.encode(text).tokens.vectors, together[i].tokens.vectors)
+
+
+def test_parity_with_pytorch_is_measured_and_part_of_the_report(folder):
+    parity = json.loads((folder / PARITY).read_bytes())
+    assert parity["native"]["worst"]["min_cosine"] > 0.98
+    assert len(parity["native"]["cases"]) == len(parity["cases"])
+
+
+def test_heads_that_the_kernels_do_not_have_get_no_list(tiny_checkpoint, tmp_path):
+    config = json.loads((tiny_checkpoint / "config.json").read_bytes())
+    config["num_attention_heads"] = 4  # 8 wide
+    (tiny_checkpoint / "config.json").write_text(json.dumps(config))
+    export_onnx(tiny_checkpoint, tmp_path / "tiny-int8", precision="int8")
+    assert not (tmp_path / "tiny-int8" / LAYERS).exists()
+    assert Encoder.load(tmp_path / "tiny-int8").provider == "cpu"
