@@ -1,5 +1,5 @@
-"""One model on every engine: onnxruntime on the fp32 and the int8 graph, OpenVINO on the fp32 and the static int8 one,
-each also in bfloat16 where the CPU has it.
+"""One model on every engine: our own on int8, onnxruntime on the fp32 and the int8 graph, OpenVINO on the fp32 and the
+static int8 one, each also in bfloat16 where the CPU has it.
 
     python benchmarks/engines.py models/mini-fp32 models/mini-int8
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="by default results/engines-MODEL.json")
     options = parser.parse_args()
     engines = {
+        "native int8": (options.int8, "native"),
         "onnxruntime fp32": (options.fp32, "cpu"),
         "onnxruntime int8": (options.int8, "cpu"),
         "openvino fp32": (options.fp32, "openvino"),
@@ -125,6 +126,7 @@ def measure_start(folder: Path) -> dict[str, float]:
     """Median seconds from before the import to the first vector: each engine, OpenVINO also with a warm cache."""
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as its_own:
         cases = {
+            "native": (_START, folder, "native", ""),
             "onnxruntime": (_START, folder, "cpu", ""),
             "openvino": (_START, folder, "openvino", ""),
             "openvino, cached": (_START, folder, "openvino", cache),

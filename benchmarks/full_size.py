@@ -1,12 +1,11 @@
 """Our int8 at BGE-M3's size against the best peer's, bge-m3-lite, and against our fp32; and the memory both need.
 
-    python benchmarks/full_size.py        # about 20 minutes and 15 GB of disk on two cores; 8 minutes when run again
-    python benchmarks/full_size.py --openvino      # the static int8 graph on OpenVINO instead, beside int8 and the peer
+    python benchmarks/full_size.py        # about 30 minutes and 15 GB of disk on two cores; 12 minutes when run again
 
 Makes a seeded random checkpoint in BGE-M3's shape, exports it to fp32 and int8, and lets bge-m3-lite, installed in
-an environment of its own, fuse and quantize the traced graph of the same checkpoint. All graphs then run in this
-process's onnxruntime, OpenVINO's through m3edge's session, round by round in turn, so that a noisy machine disturbs all
-alike. Writes benchmarks/results/full-size.json, or full-size-openvino.json.
+an environment of its own, fuse and quantize the traced graph of the same checkpoint. Graphs run in this process's
+onnxruntime, and int8 on our own engine and on OpenVINO too, round by round in turn, so that a noisy machine disturbs
+all alike. Writes benchmarks/results/full-size.json.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import onnx
 import onnxruntime
 from chip import Product, rates
 from fresh_process import fresh_process
+from m3edge_export.report import FILES
 from machine import ROOT, describe_machine
 
 from m3edge.cpu import available_cpus
@@ -42,9 +42,10 @@ PEER = "bge-m3-lite[quant]==0.6.2"
 SHAPES = {"8x128": (8, 128), "1x512": (1, 512), "1x2048": (1, 2048), "1x16": (1, 16)}
 LAYERS, HIDDEN, FFN = 24, 1024, 4096
 LONGEST = 8192
-_BYTES = ("int8", "openvino", "peer")  # what multiplies bytes
 PRECISIONS = ("fp32", "int8", "int4")
-OPENVINO = "openvino"  # beside the precisions: int8's folder with the static graph
+ENGINES = ("native", "openvino")  # beside onnxruntime, for int8's folder
+_OURS = ("int8", *ENGINES)
+_BYTES = (*_OURS, "peer")  # what multiplies bytes
 
 Run = Callable[[np.ndarray, np.ndarray], object]  # input_ids and attention_mask, int64 [batch, seq] -> all outputs
 
@@ -79,17 +80,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds; each runs every graph once")
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="beside int8")
-    parser.add_argument("--openvino", action="store_true", help="int8, the static graph on OpenVINO, and the peer")
     parser.add_argument("--only", choices=[*SHAPES, "memory"], nargs="+", help="measure these and keep what is there")
-    parser.add_argument("--out", type=Path, help="by default results/full-size.json, or full-size-openvino.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "full-size.json")
     options = parser.parse_args()
-    precisions = ["int8", OPENVINO] if options.openvino else sorted({"int8", *options.precisions})
-    folders = prepare(precisions)
+    folders = prepare(sorted({"int8", *options.precisions}))
     report: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "chip": rates(options.threads)}
     report["size_mb"] = {
-        name: sum(path.stat().st_size for path in folder.glob("model.*")) / 1e6 for name, folder in folders.items()
+        name: sum((folder / file).stat().st_size for file in FILES[name if name in ENGINES else "cpu"]) / 1e6
+        for name, folder in folders.items()
     }
-    result = options.out or RESULTS / ("full-size-openvino.json" if options.openvino else "full-size.json")
     wanted = options.only or [*SHAPES, "memory"]
     shapes = [name for name in SHAPES if name in wanted]
     report["speed"] = {}
@@ -98,27 +97,28 @@ def main() -> None:
         report["speed"] = measure_speed(folders, shapes, options.threads, options.rounds)
     if "memory" in wanted:
         report["peak_mb"] = {
-            f"{name} {length} tokens": measure_memory(folders[name], length, OPENVINO if options.openvino else "cpu")
-            for name in ([OPENVINO] if options.openvino else [name for name in ("int8", "fp32") if name in folders])
+            f"{name} {length} tokens": measure_memory(folder, length, name if name in ENGINES else "cpu")
+            for name, folder in folders.items()
+            if name in (*_OURS, "fp32")
             for length in (LONGEST // 2, LONGEST)
         }
     RESULTS.mkdir(exist_ok=True)
-    if options.only and result.exists():
-        earlier = json.loads(result.read_bytes())
+    if options.only and options.out.exists():
+        earlier = json.loads(options.out.read_bytes())
         report = {**earlier, **report, "speed": {**earlier["speed"], **report["speed"]}}
-    write_atomically(result, json.dumps(report, indent=1).encode() + b"\n")
+    write_atomically(options.out, json.dumps(report, indent=1).encode() + b"\n")
     print(json.dumps(report, indent=1))
 
 
 def prepare(precisions: list[str]) -> dict[str, Path]:
-    """Our model folders by precision; and "peer", a folder with the peer's graph under our names."""
+    """Our model folders by precision and, int8's, by engine; and "peer", the peer's graph in a folder like ours."""
     checkpoint = WORK / "checkpoint"
     if not checkpoint.exists():
         _run("m3edge_export.cli", "random", checkpoint, "--like", "bge-m3")
     for precision in precisions:
         if not (WORK / f"m3-{precision}").exists():
-            arguments = ["int8", "--openvino"] if precision == OPENVINO else [precision]
-            _run("m3edge_export.cli", "onnx", checkpoint, WORK / f"m3-{precision}", "--precision", *arguments)
+            arguments = ["--precision", precision, *(["--openvino"] if precision == "int8" else [])]
+            _run("m3edge_export.cli", "onnx", checkpoint, WORK / f"m3-{precision}", *arguments)
     peer = WORK / "peer"
     if not peer.exists():
         environment = WORK / "peer-environment"
@@ -136,7 +136,8 @@ def prepare(precisions: list[str]) -> dict[str, Path]:
                         item.value = WEIGHTS
             onnx.save(model, peer / GRAPH)
             shutil.move(Path(scratch) / "int8.onnx_data", peer / WEIGHTS)
-    return {**{name: WORK / f"m3-{name}" for name in precisions}, "peer": peer}
+    folders = {name: WORK / f"m3-{name}" for name in precisions}
+    return {**folders, **dict.fromkeys(ENGINES, folders["int8"]), "peer": peer}
 
 
 def measure_speed(folders: dict[str, Path], shapes: list[str], threads: int, rounds: int) -> dict[str, Any]:
@@ -159,7 +160,6 @@ def measure_speed(folders: dict[str, Path], shapes: list[str], threads: int, rou
             products_ms = products.milliseconds()
             if number:
                 times["products"].append(products_ms)
-        ours = times["int8"]
         result[shape_name] = {
             "ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
             "tokens_per_second": {
@@ -167,12 +167,12 @@ def measure_speed(folders: dict[str, Path], shapes: list[str], threads: int, rou
                 for name, values in times.items()
                 if name != "products"
             },
-            "int8_speed_over": {name: _ratio(times[name], ours) for name in sessions if name != "int8"},
+            **{
+                f"{ours}_speed_over": {name: _ratio(times[name], times[ours]) for name in sessions if name != ours}
+                for ours in _OURS
+            },
             "share_of_products": {name: _ratio(times["products"], times[name]) for name in sessions if name in _BYTES},
         }
-        if OPENVINO in times:
-            others = [name for name in sessions if name != OPENVINO]
-            result[shape_name]["openvino_speed_over"] = {name: _ratio(times[name], times[OPENVINO]) for name in others}
         print(shape_name, json.dumps(result[shape_name]), file=sys.stderr, flush=True)
     return result
 
@@ -201,9 +201,9 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 
 def _engine(name: str, folder: Path, threads: int) -> Run:
-    if name == OPENVINO:
-        openvino = open_session(folder, "openvino", threads)
-        return lambda ids, mask: openvino.run(ids, mask, (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT))
+    if name in ENGINES:
+        engine = open_session(folder, name, threads)
+        return lambda ids, mask: engine.run(ids, mask, (DENSE_OUTPUT, SPARSE_OUTPUT, TOKENS_OUTPUT))
     options = session_options(onnxruntime, threads)
     session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
     return lambda ids, mask: session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))

@@ -7,6 +7,7 @@ program's start and its first vector.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def open_native(folder: Path, n_threads: int) -> NativeSession:
         )
     try:
         transformer = _read(json.loads(path.read_bytes()), path.with_name(WEIGHTS), n_threads)
-    except (KeyError, TypeError, ValueError) as error:
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise FormatError(f"{path}: does not fit {WEIGHTS} ({reason}); export the model again") from error
     return NativeSession(transformer, n_threads)
@@ -77,7 +78,9 @@ def open_native(folder: Path, n_threads: int) -> NativeSession:
 
 def _read(layers: dict[str, Any], weights: Path, n_threads: int) -> Any:
     """The transformer that a list of layers describes."""
-    file = np.memmap(weights, np.uint8, "r")
+    with weights.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    file = np.frombuffer(mapped, np.uint8)
 
     def array(of: dict[str, Any]) -> np.ndarray:
         if of["dtype"] not in _DTYPES or of["offset"] < 0 or of["offset"] % _ALIGNMENT:
@@ -108,7 +111,7 @@ def _read(layers: dict[str, Any], weights: Path, n_threads: int) -> Any:
             pair(of["output_norm"]),
         )
 
-    return kernels.Transformer(
+    transformer = kernels.Transformer(
         n_heads=layers["n_heads"],
         epsilon=layers["epsilon"],
         mean_pooling=layers["pooling"] == "mean",
@@ -123,3 +126,6 @@ def _read(layers: dict[str, Any], weights: Path, n_threads: int) -> Any:
         sparse_head=(array(layers["sparse_head"]["weights"]).reshape(-1), layers["sparse_head"]["bias"]),
         n_threads=n_threads,
     )
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # what was read to be copied; rows of tables come back as texts need them
+    return transformer

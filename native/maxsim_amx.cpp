@@ -5,21 +5,13 @@
 #if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__AVX512BW__)
 #include <immintrin.h>
 
+#include "amx.h"
+
 namespace m3edge {
 namespace {
 
 constexpr int tile_rows = 16, lanes = 16;  // document tokens and query tokens of a product
 constexpr size_t depth = 64;               // dimensions of one
-
-// The operand of LDTILECFG: eight tiles of sixteen rows. 0 to 3 are sums, 4 and 5 document tokens, 6 and 7 query tokens.
-struct alignas(64) Layout {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {depth, depth, depth, depth, depth, depth, depth, depth};
-    uint8_t rows[16] = {tile_rows, tile_rows, tile_rows, tile_rows, tile_rows, tile_rows, tile_rows, tile_rows};
-};
-
-// The compilers' tile instructions do not say that they read memory: what was written must be there before.
-M3EDGE_INLINE void settle_memory() { __asm__ volatile("" ::: "memory"); }
 
 // best = max(best, sums * scales), for the query tokens of one tile of sums, those of rows from `first` on.
 M3EDGE_INLINE void raise(float* best, const int32_t* sums, const Tile& tile, int first, int n_rows) {
@@ -58,7 +50,7 @@ M3EDGE_INLINE void multiply(const Tile& tile, int first, const uint8_t* query, f
         const size_t rest = tile.width - k;  // behind it, what the query's tile holds does not count
         const __mmask64 counted = rest < depth ? (__mmask64(1) << rest) - 1 : ~__mmask64(0);
         for (int t = 0; t < row_tiles; ++t) copy_rows(rows[t] + k, tile.stride, n_rows[t], counted, copies[t]);
-        settle_memory();
+        M3EDGE_SETTLE_MEMORY();
         _tile_loadd(6, query + k * lanes, lanes * 4);
         _tile_loadd(4, copies[0], depth);
         _tile_dpbssd(0, 4, 6);
@@ -77,7 +69,7 @@ M3EDGE_INLINE void multiply(const Tile& tile, int first, const uint8_t* query, f
     if constexpr (blocks > 1) _tile_stored(1, sums[0][1], lanes * 4);
     if constexpr (row_tiles > 1) _tile_stored(2, sums[1][0], lanes * 4);
     if constexpr (row_tiles > 1 && blocks > 1) _tile_stored(3, sums[1][1], lanes * 4);
-    settle_memory();
+    M3EDGE_SETTLE_MEMORY();
     for (int t = 0; t < row_tiles; ++t)
         for (int block = 0; block < blocks; ++block)
             raise(best + block * lanes, sums[t][block], tile, first + t * tile_rows, n_rows[t]);
@@ -95,8 +87,9 @@ void multiply_rows(const Tile& tile, const uint8_t* query, float* best) {
     }
 }
 
+// Tiles 0 to 3 are sums, 4 and 5 document tokens, 6 and 7 query tokens.
 void run_amx(const Tile& tile) {
-    const Layout layout;
+    const TileLayout layout;
     _tile_loadconfig(&layout);
     size_t block = 0;
     for (; block + 1 < tile.n_blocks; block += 2)

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "inline.h"
+
 namespace m3edge {
 
 constexpr size_t lines_behind_query = 16;  // of 64 bytes, that may be read and do not count
@@ -55,12 +57,6 @@ const FloatKernel* float_kernel_avx512vnni();
 const FloatKernel* float_kernel_neon();
 
 namespace {  // a copy for each file, compiled for its instruction set
-
-#if defined(__GNUC__)
-#define M3EDGE_INLINE inline __attribute__((always_inline))
-#else
-#define M3EDGE_INLINE inline
-#endif
 
 constexpr size_t cache_line = 64;
 

@@ -29,10 +29,14 @@ const TransformerKernels* kernels() {
 
 size_t rounded_up(size_t size, size_t step) { return (size + step - 1) / step * step; }
 
-// Sixteen outputs of four inputs' weights, from rows of outputs to groups of four inputs. Bytes that are not there are 0.
-void pack_group(const int8_t* codes, size_t n_rows, size_t stride, int8_t* out) {
-    for (size_t k = 0; k < n_rows; ++k)
-        for (size_t j = 0; j < panel_width; ++j) out[j * 4 + k] = codes[k * stride + j];
+// Sixteen outputs of four inputs' weights, from rows of outputs to groups of four inputs; and their sums.
+void pack_group(const int8_t* codes, size_t stride, int8_t* out, int32_t* sums) {
+    for (size_t j = 0; j < panel_width; ++j) {
+        const int8_t* column = codes + j;
+        const int8_t four[4] = {column[0], column[stride], column[2 * stride], column[3 * stride]};
+        std::memcpy(out + j * 4, four, 4);
+        sums[j] += four[0] + four[1] + four[2] + four[3];
+    }
 }
 
 void check(bool fits, const char* what) {
@@ -61,11 +65,9 @@ PackedLinear::PackedLinear(const std::vector<LinearWeights>& side_by_side) {
         if (linear.bias != nullptr) std::copy_n(linear.bias, linear.n_outputs, biases.data() + output);
         for (size_t j = 0; j < linear.n_outputs; j += panel_width, output += panel_width) {
             int8_t* panel = weights.data() + output * k_blocks * tile_depth;
-            for (size_t k = 0; k < n_inputs; k += 4)
-                pack_group(linear.codes + k * linear.n_outputs + j, std::min<size_t>(4, n_inputs - k), linear.n_outputs,
-                           panel + k * panel_width);
-            int32_t* sums = column_sums.data() + output;
-            for (size_t i = 0; i < k_blocks * panel_bytes; ++i) sums[i / 4 % panel_width] += panel[i];
+            for (size_t k = 0; k < n_inputs; k += 4)  // which are a multiple of 16
+                pack_group(linear.codes + k * linear.n_outputs + j, linear.n_outputs, panel + k * panel_width,
+                           column_sums.data() + output);
         }
     }
 }

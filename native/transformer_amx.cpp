@@ -4,24 +4,19 @@
 #if defined(__GNUC__) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__AVX512BW__)
 #include <immintrin.h>
 
+#include "amx.h"
 #include "transformer_steps.h"
 
 namespace m3edge {
 namespace {
 
-// The operand of LDTILECFG: eight tiles of sixteen rows. 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
-struct alignas(64) Layout {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {tile_rows, tile_rows, tile_rows, tile_rows, tile_rows, tile_rows, tile_rows, tile_rows};
-};
-
+// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
 struct Amx {
     static constexpr size_t tiles = 2, panels = 2;
     static constexpr int32_t offset = 0;
 
     static void begin() {
-        const Layout layout;
+        const TileLayout layout;
         _tile_loadconfig(&layout);
     }
     static void end() { _tile_release(); }
@@ -35,7 +30,7 @@ struct Amx {
         if constexpr (P > 1) _tile_zero(1);
         if constexpr (T > 1) _tile_zero(2);
         if constexpr (T > 1 && P > 1) _tile_zero(3);
-        __asm__ volatile("" ::: "memory");  // the tile instructions do not say that they read memory
+        M3EDGE_SETTLE_MEMORY();
         for (size_t k = 0; k < k_blocks; ++k) {
             _tile_loadd(6, weights + k * panel_bytes, 64);
             _tile_loadd(4, rows + k * tile_bytes, 64);
@@ -54,7 +49,7 @@ struct Amx {
         if constexpr (P > 1) _tile_stored(1, out[0][1], 64);
         if constexpr (T > 1) _tile_stored(2, out[1][0], 64);
         if constexpr (T > 1 && P > 1) _tile_stored(3, out[1][1], 64);
-        __asm__ volatile("" ::: "memory");
+        M3EDGE_SETTLE_MEMORY();
     }
 };
 

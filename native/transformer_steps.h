@@ -8,14 +8,13 @@
 // here, or the linker could keep the copy that only some processors can run.
 #pragma once
 
+#include "inline.h"
 #include "transformer_kernels.h"
 
 #if defined(__GNUC__)
 
 namespace m3edge {
 namespace {  // a copy for each file, compiled for its instruction set
-
-#define M3EDGE_INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 constexpr size_t lanes = 16, most_rows = 8;  // 8 rows by 2 registers: 16 sums, 2 of the right side, 1 of the left

@@ -61,7 +61,9 @@ def nncf_ratios() -> str:
 def engines() -> str:
     report = result("engines-m3-mini")
     shapes = list(report["speed"])
-    start = {"onnxruntime int8": "onnxruntime", "openvino static int8": "openvino, cached"}
+    start = {
+        "native int8": "native", "onnxruntime int8": "onnxruntime", "openvino static int8": "openvino, cached",
+    }  # fmt: skip
     lines = []
     for name in report["speed"][shapes[0]]:
         cells = [
@@ -75,8 +77,12 @@ def engines() -> str:
 
 
 def engines_amx() -> str:
-    speed = result("engines-m3-mini-amx")["speed"]["8x128"]
-    return ", ".join(f"{name} {row['speed_over_fp32']:.2f}" for name, row in list(speed.items())[1:])
+    speed = result("engines-m3-mini-amx")["speed"]
+    names = [name for name in speed["8x128"] if name != "onnxruntime fp32"]
+    return ", ".join(
+        f"{name} {speed['8x128'][name]['speed_over_fp32']:.2f} ({speed['1x16'][name]['speed_over_fp32']:.2f})"
+        for name in names
+    )
 
 
 def start() -> str:

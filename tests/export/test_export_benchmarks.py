@@ -35,12 +35,12 @@ def test_two_engines_are_timed_and_compared_on_one_model(
     openvino = pytest.importorskip("openvino")
     arguments = (mini_fp32, mini_openvino, "--data", twelve, "--rounds", 1, "--texts", 1)
     report = run_small("engines", *arguments, result="engines-m3-mini.json", SHAPES=SHAPES, STARTS=1)
-    engines = {"onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino static int8"}
+    engines = {"native int8", "onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino static int8"}
     if has_bfloat16(openvino.Core()):
         engines |= {"openvino fp32 in bfloat16", "openvino static int8, the rest in bfloat16"}
     assert all(row.keys() == engines for row in report["speed"].values())
     assert report["speed"].keys() == SHAPES.keys()
-    starts = {"onnxruntime", "openvino", "openvino, cached", "openvino directly, cached"}
+    starts = {"native", "onnxruntime", "openvino", "openvino, cached", "openvino directly, cached"}
     assert report["start_seconds"].keys() == starts
     assert min(row["dense_cosine_worst"] for row in report["quality"].values()) > 0.996
 
@@ -105,17 +105,19 @@ def test_mcls_is_measured_on_a_sibling_that_pools_by_its_first_token(
 
 
 def test_at_full_size_we_are_timed_beside_the_peer_and_the_chips_limit(
-    run_small: RunSmall, mini_fp32: Path, mini_int8: Path, tmp_path: Path
+    run_small: RunSmall, mini_fp32: Path, mini_openvino: Path, tmp_path: Path
 ) -> None:
     """The mini model stands for the large one, and for the peer's, which take 15 GB and many minutes to make."""
-    for name, folder in {"m3-fp32": mini_fp32, "m3-int8": mini_int8, "peer": mini_int8}.items():
+    pytest.importorskip("openvino")
+    for name, folder in {"m3-fp32": mini_fp32, "m3-int8": mini_openvino, "peer": mini_openvino}.items():
         shutil.copytree(folder, tmp_path / "work" / name)
     (tmp_path / "work" / "checkpoint").mkdir()
     small = {"WORK": tmp_path / "work", "LAYERS": 12, "HIDDEN": 384, "FFN": 1536, "LONGEST": 64, "SHAPES": SHAPES}
     arguments = ("--rounds", 1, "--precisions", "fp32", "--only", *SHAPES, "memory")
     report = run_small("full_size", *arguments, result="full-size.json", **small)
     for row in report["speed"].values():
-        assert row["ms"].keys() == {"fp32", "int8", "peer", "products"}
-        assert row["int8_speed_over"].keys() == {"fp32", "peer"}
+        assert row["ms"].keys() == {"fp32", "int8", "native", "openvino", "peer", "products"}
+        assert row["int8_speed_over"].keys() == {"fp32", "native", "openvino", "peer"}
         assert row["share_of_products"]["int8"] > 0
-    assert report["peak_mb"].keys() == {f"{name} {length} tokens" for name in ("int8", "fp32") for length in (32, 64)}
+    measured = {f"{name} {length} tokens" for name in ("int8", "native", "openvino", "fp32") for length in (32, 64)}
+    assert report["peak_mb"].keys() == measured

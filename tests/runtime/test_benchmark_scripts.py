@@ -1,6 +1,8 @@
 """The scripts in benchmarks/, run as their README says, on little data: each leaves a file and prints a table."""
 
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -246,3 +248,15 @@ def test_the_readme_lists_every_script_and_no_other():
         "synthetic",
     }  # fmt: skip
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - helpers <= {Path(script).stem for script in named}
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="AMX is asked for there alone")
+def test_a_command_runs_as_on_a_cpu_without_amx():
+    code = "from m3edge import kernels; import os; print(kernels.DESCRIPTION, os.environ['CALLER'])"
+    command = [sys.executable, BENCHMARKS / "without_amx.py", sys.executable, "-c", code]
+    environment = {**os.environ, "CALLER": "it is the same process"}
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "amx" not in result.stdout
+    assert "it is the same process" in result.stdout

@@ -1,0 +1,8 @@
+// Inlining that is not left to the compiler: what it leaves out of line it would keep arguments of registers in memory for.
+#pragma once
+
+#if defined(__GNUC__)
+#define M3EDGE_INLINE inline __attribute__((always_inline))
+#else
+#define M3EDGE_INLINE inline
+#endif
