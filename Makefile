@@ -9,12 +9,13 @@ EXTRAS := cpu,openvino,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
 KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py maxsim.py postings.py transformer.py)
 
-.PHONY: help install demo test soak sanitize lint clean
+.PHONY: help install demo test soak sanitize arm lint clean
 
 help:
 	@echo "make demo      build and export the mini model, and search the Python docs with it in six languages"
 	@echo "make test      what CI runs; make soak takes the slow tests as well"
 	@echo "make sanitize  the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make arm       the kernels for ARM in an emulator; Debian: apt install g++-aarch64-linux-gnu qemu-user-static"
 	@echo "make lint      ruff and mypy; make install makes .venv; make clean removes all that was made"
 
 install: .venv/installed
@@ -42,6 +43,13 @@ sanitize: install
 	build/sanitize/bin/python -m pip install --quiet --no-deps -C cmake.define.M3EDGE_SANITIZE=ON -C build-dir=build/sanitize/cmake .
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 bin/python -m pytest -p no:cacheprovider $(addprefix $(CURDIR)/,$(KERNEL_TESTS))
+
+# With the dot product, which all since Apple's first and ARM's Cortex-A76 have.
+arm:
+	mkdir -p build/arm
+	aarch64-linux-gnu-g++ -std=c++17 -O2 -static -march=armv8.2-a+dotprod+fp16 -ffp-contract=off -Wno-psabi -Inative -pthread \
+	    tests/native/instruction_sets.cpp $(filter-out native/bindings%,$(wildcard native/*.cpp)) -o build/arm/instruction_sets
+	qemu-aarch64-static -cpu max build/arm/instruction_sets
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -117,6 +118,19 @@ def installed_providers() -> list[str]:
     """Those of PROVIDERS that are part of the installed onnxruntime. Raises ImportError when there is none."""
     theirs = _import_onnxruntime().get_available_providers()
     return [name for name, provider in PROVIDERS.items() if provider in theirs]
+
+
+def may_drive_gpus() -> bool:
+    """Whether the installed onnxruntime, if any, could have a GPU's provider: told from its files, since importing it
+    takes a good part of the time that a start takes without it."""
+    package = importlib.util.find_spec("onnxruntime")
+    if package is None or not package.submodule_search_locations:
+        return False
+    parts = Path(package.submodule_search_locations[0]) / "capi"
+    return sys.platform == "darwin" or any(
+        path.name.startswith(("libonnxruntime_providers_cuda", "onnxruntime_providers_cuda", "DirectML"))
+        for path in parts.iterdir()
+    )
 
 
 def session_options(onnxruntime: Any, n_threads: int, engine: str = CPU) -> Any:

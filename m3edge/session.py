@@ -18,14 +18,14 @@ import numpy as np
 from m3edge import native_engine, onnxruntime_engine, openvino_engine
 from m3edge.arguments import checked_integer
 from m3edge.cpu import available_cpus, multiplies_bytes
-from m3edge.errors import M3EdgeError, ProviderError
+from m3edge.errors import M3EdgeError
 from m3edge.model_folder import STATIC_GRAPH
 
 # "native" is m3edge's own engine; "openvino" runs on the CPU; "openvino:GPU" and "openvino:NPU" name a device of
 # OpenVINO's, "openvino:bf16" is the CPU computing in bfloat16; "cuda:1" is a machine's second GPU.
 PROVIDERS = (native_engine.NAME, *onnxruntime_engine.PROVIDERS, openvino_engine.NAME)
 # What "auto" tries of onnxruntime's, best first. TensorRT takes minutes to compile and has to be asked for.
-_AUTO = ("cuda", "directml", "coreml", "cpu")
+_GPUS = ("cuda", "directml", "coreml")
 _MOST_THREADS = 2**31 - 1  # what engines take as a number
 
 
@@ -101,23 +101,19 @@ def _open_best(folder: Path, n_threads: int, max_length: int, cache: Path | None
         for name, gains in ((native_engine.NAME, native_engine.gains), (openvino_engine.NAME, _openvino_gains))
         if gains(folder)
     ]
-    try:
-        installed = onnxruntime_engine.installed_providers()
-    except ImportError:
-        if not faster:
-            raise
-        installed = []
-    candidates = [name for name in _AUTO if name in installed]
-    position = candidates.index("cpu") if "cpu" in candidates else len(candidates)
-    candidates[position:position] = faster
-    for name in candidates:
+    installed: list[str] = []
+    if not faster or onnxruntime_engine.may_drive_gpus():
+        try:
+            installed = onnxruntime_engine.installed_providers()
+        except ImportError:
+            if not faster:
+                raise
+    for name in (*(gpu for gpu in _GPUS if gpu in installed), *faster):
         try:
             return open_session(folder, name, n_threads, max_length=max_length, cache=cache, hint=hint)
         except (M3EdgeError, ImportError) as error:
-            if name == candidates[-1]:
-                raise
             warnings.warn(f"{error}; trying the next provider", RuntimeWarning, stacklevel=4)
-    raise ProviderError(f"none of {list(_AUTO)} works; onnxruntime has {installed}")
+    return open_session(folder, onnxruntime_engine.CPU, n_threads, max_length=max_length)
 
 
 def _openvino_gains(folder: Path) -> bool:

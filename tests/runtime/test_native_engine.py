@@ -117,6 +117,18 @@ def test_no_other_engine_is_needed(mini_int8, provider):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "(1, 384)"
 
 
+@gains_here
+def test_onnxruntime_is_not_even_imported(mini_int8):
+    code = (
+        "import sys; from m3edge import Encoder, onnxruntime_engine\n"
+        "Encoder.load(sys.argv[1]).encode('x')\n"
+        "print('onnxruntime' in sys.modules, onnxruntime_engine.may_drive_gpus())\n"
+    )
+    command = [sys.executable, "-c", code, str(mini_int8)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert printed in (["False", "False"], ["True", "True"])
+
+
 def test_without_a_compiler_it_says_so(mini_int8, monkeypatch):
     monkeypatch.setattr(kernels, "Transformer", None)
     with pytest.raises(ProviderError, match=r"provider 'native' needs m3edge's native kernels.*or take provider 'cpu'"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -106,3 +109,27 @@ def test_auto_prefers_cuda_where_it_works(pretend, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert session.open_session(tmp_path, "auto").provider == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (["libonnxruntime.so.1.31.1", "libonnxruntime_providers_shared.so"], False),
+        (["libonnxruntime_providers_cuda.so"], True),
+        (["onnxruntime_providers_cuda.dll"], True),
+        (["DirectML.dll", "onnxruntime.dll"], True),
+    ],
+)
+def test_whether_a_gpu_is_possible_is_told_without_importing_onnxruntime(monkeypatch, tmp_path, parts, expected):
+    (tmp_path / "capi").mkdir()
+    for part in parts:
+        (tmp_path / "capi" / part).touch()
+    spec = importlib.machinery.ModuleSpec("onnxruntime", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert onnxruntime_engine.may_drive_gpus() is expected
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert onnxruntime_engine.may_drive_gpus() is True
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert onnxruntime_engine.may_drive_gpus() is False
