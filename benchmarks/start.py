@@ -2,9 +2,10 @@
 
     python benchmarks/start.py models/mini-int8 --rounds 7
 
-Each round is a fresh process with a warm file cache; medians. The parts are those of `Encoder.load`, one after the
-other; `first vector` is the whole, with the weights' checksums on a thread of their own. `parsed` is the whole without
-vocabulary.bin, as it was before there was such a file. Writes benchmarks/results/start-MODEL-PRECISION.json.
+Each round is a fresh process with a warm file cache; medians. The engine is that of `auto`, whose import, where it
+needs one, is part of `session`. The parts are those of `Encoder.load`, one after the other; `first vector` is the
+whole, with the weights' checksums on a thread of their own. `parsed` is the whole without vocabulary.bin. Writes
+benchmarks/results/start-MODEL-PRECISION.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from fresh_process import fresh_process
 from machine import RESULTS, describe_machine
 
+from m3edge import Encoder
 from m3edge.files import write_atomically
 from m3edge.model_folder import TOKENIZER, VOCABULARY, read_model_folder, write_manifest
 
@@ -45,15 +47,13 @@ import numpy
 part("import numpy")
 import m3edge
 part("import m3edge")
-import onnxruntime
-part("import onnxruntime")
 import tokenizers
 part("import tokenizers")
 from m3edge.model_folder import TOKENIZER, VOCABULARY, read_model_folder
 info = read_model_folder(folder)
 part("checksums")
 from m3edge.session import open_session
-session = open_session(folder, "cpu")
+session = open_session(folder)
 part("session")
 from m3edge.tokenization import Tokenizer
 tokenizer = Tokenizer(folder / TOKENIZER, folder / VOCABULARY)
@@ -70,7 +70,7 @@ _WHOLE = (
     _HEAD
     + """
 from m3edge import Encoder
-encoder = Encoder.load(folder, "cpu")
+encoder = Encoder.load(folder)
 encoder.encode_queries("one short query")
 part("first vector")
 """
@@ -95,6 +95,7 @@ def main() -> None:
                     rounds[name].append(measured)
     report: dict[str, Any] = {"machine": describe_machine(), "model": f"{info.name}, {info.precision}"}
     report["rounds"] = options.rounds
+    report["provider"] = Encoder.load(options.model, verify=False).provider
     for name, rows in rounds.items():
         report[name] = {key: round(statistics.median(row[key] for row in rows), 1) for key in rows[0]}
     write_atomically(

@@ -15,7 +15,7 @@ namespace {
 // A layer is computed for a group of texts at a time, and what follows its attention for a chunk of a group's rows: what
 // one step writes should still be in a core's cache when the next one reads it. Multiples of a tile's rows.
 constexpr size_t group_rows = 256, chunk_rows = 128;
-constexpr size_t few_rows = 64;    // so many of a query or two
+constexpr size_t few_rows = 64;  // so many of a query or two
 constexpr size_t rows_an_item = 4;
 constexpr size_t kept_bytes = size_t(64) << 20;  // of scratch, for the next run
 constexpr double min_products_a_thread = 2e7;
@@ -84,7 +84,7 @@ FloatHead::FloatHead(const float* codes, const float* bias, size_t inputs, size_
 // What a run needs beside the model. Kept from run to run: the system would clear every page of new memory.
 struct Transformer::Scratch {
     Aligned<float> states, sums, heads, attended, inner;  // rows of the width; heads: [3 * n_heads][rows][head width]
-    Aligned<uint8_t> bytes;  // of the rows that are multiplied next
+    Aligned<uint8_t> bytes;                               // of the rows that are multiplied next
     Aligned<float> row_scales;
     std::vector<Aligned<float>> scores;  // of each thread
 

@@ -101,8 +101,9 @@ def start_setup() -> str:
     report = result("start-m3-mini-int8")
     machine = report["machine"]
     return (
-        f"({report['model']}; {machine['cpu']}, {machine['threads']} threads; medians of {report['rounds']} fresh "
-        f"processes, {machine['date']}; peak memory {report['whole']['peak_mb']:.0f} MB, without `vocabulary.bin` "
+        f"({report['model']} on {report['provider']}; {machine['cpu']}, {machine['threads']} threads; medians of "
+        f"{report['rounds']} fresh processes, {machine['date']}; peak memory {report['whole']['peak_mb']:.0f} MB, "
+        "without `vocabulary.bin` "
         f"{report['parsed']['peak_mb']:.0f} MB)"
     )
 
