@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m3edge.model_folder import LAYERS
@@ -24,24 +24,25 @@ def write_layers(model: ModelProto, folder: Path, *, n_heads: int, pooling: str,
     model: the graph, its weights in the folder; pad_id: the padding token's, which XLM-RoBERTa's positions start from
     """
     graph = _Int8Graph(model)
-    if graph.width % (n_heads * _STEP) != 0 or graph.token_width % _STEP != 0:
-        return
-    (folder / LAYERS).write_text(json.dumps(graph.layers(n_heads, pooling, pad_id), indent=1) + "\n")
+    if graph.width % (n_heads * _STEP) == 0 and all(width % _STEP == 0 for width in graph.widths):
+        (folder / LAYERS).write_text(json.dumps(graph.layers(n_heads, pooling, pad_id), indent=1) + "\n")
 
 
 class _Int8Graph:
-    """Finds the weights by the names that fusing and quantizing gave them."""
+    """Finds the weights by the names that fusing and quantizing gave them, and those that were left as traced through
+    the operators that take them: of equal ones the tracer keeps one, under one name, and copies it."""
 
     def __init__(self, model: ModelProto) -> None:
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes = {output: node for node in model.graph.node for output in node.output}
         self._kinds = {node.op_type for node in model.graph.node}
         self._norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-        self.width = self._tensors[self._norms[0].input[1]].dims[0]
-        self.token_width = self._tensors[self._head_weights("token")].dims[1]
+        self._n_layers = len(self._norms) // 2
+        self.width = int(self._tensor(self._norms[0].input[1]).dims[0])
+        inner = [self._tensor(f"fused/layer.{n}/intermediate/dense/bias").dims[0] for n in range(self._n_layers)]
+        self.widths = [*inner, self._tensor(self._head("token", "MatMul")).dims[1]]  # of all other products
 
     def layers(self, n_heads: int, pooling: str, pad_id: int | None) -> dict[str, Any]:
-        n_layers = len(self._norms) // 2
         # XLM-RoBERTa counts the tokens that are no padding, from the position behind padding's.
         first = pad_id if "CumSum" in self._kinds else None
         return {
@@ -54,14 +55,14 @@ class _Int8Graph:
             "positions": self._table("position"),
             "token_type": self._array("encoder.embeddings.token_type_embeddings.weight"),
             "embedding_norm": self._norm(0),
-            "layers": [self._layer(number) for number in range(n_layers)],
+            "layers": [self._layer(number) for number in range(self._n_layers)],
             "token_head": {
-                "weights": self._array(self._head_weights("token")),
-                "biases": self._array("token_head.bias"),
+                "weights": self._array(self._head("token", "MatMul")),
+                "biases": self._array(self._head("token", "Add")),
             },
             "sparse_head": {
-                "weights": self._array(self._head_weights("sparse")),
-                "bias": float(numpy_helper.to_array(self._tensors["sparse_head.bias"])[0]),
+                "weights": self._array(self._head("sparse", "MatMul")),
+                "bias": float(numpy_helper.to_array(self._tensor(self._head("sparse", "Add")))[0]),
             },
         }
 
@@ -104,12 +105,22 @@ class _Int8Graph:
         name = f"encoder.embeddings.{kind}_embeddings.weight"
         return {"codes": self._array(f"{name}/int8"), "scales": self._array(f"{name}/scale")}
 
-    def _head_weights(self, kind: str) -> str:
-        return str(self._nodes[f"/{kind}_head/MatMul_output_0"].input[1])
+    def _head(self, kind: str, operator: str) -> str:
+        """The weights or biases that a head's operator takes."""
+        inputs = self._nodes[f"/{kind}_head/{operator}_output_0"].input
+        return next(name for name in map(self._original, inputs) if name in self._tensors)
+
+    def _original(self, name: str) -> str:
+        while name in self._nodes and self._nodes[name].op_type == "Identity":
+            name = self._nodes[name].input[0]
+        return name
+
+    def _tensor(self, name: str) -> TensorProto:
+        return self._tensors[self._original(name)]
 
     def _array(self, name: str) -> dict[str, Any]:
         """What a reader needs of a tensor; its bytes are in the weights' file."""
-        tensor = self._tensors[name]
+        tensor = self._tensor(name)
         assert uses_external_data(tensor), name
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
         return {"dtype": dtype, "shape": list(tensor.dims), "offset": ExternalDataInfo(tensor).offset or 0}

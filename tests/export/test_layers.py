@@ -69,10 +69,28 @@ def test_parity_with_pytorch_is_measured_and_part_of_the_report(folder):
     assert len(parity["native"]["cases"]) == len(parity["cases"])
 
 
-def test_heads_that_the_kernels_do_not_have_get_no_list(tiny_checkpoint, tmp_path):
-    config = json.loads((tiny_checkpoint / "config.json").read_bytes())
-    config["num_attention_heads"] = 4  # 8 wide
-    (tiny_checkpoint / "config.json").write_text(json.dumps(config))
+@pytest.mark.parametrize("change", [{"num_attention_heads": 4}, {"intermediate_size": 72}])
+def test_widths_that_the_kernels_do_not_have_get_no_list(tiny_checkpoint, tmp_path, change):
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    config = XLMRobertaConfig.from_pretrained(tiny_checkpoint)
+    config.update(change)
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(tiny_checkpoint)
     export_onnx(tiny_checkpoint, tmp_path / "tiny-int8", precision="int8")
     assert not (tmp_path / "tiny-int8" / LAYERS).exists()
     assert Encoder.load(tmp_path / "tiny-int8").provider == "cpu"
+
+
+def test_parameters_that_are_equal_are_found_all_the_same(tiny_checkpoint, tmp_path):
+    """Of which the tracer keeps one: here the biases of both heads and of every LayerNorm."""
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        state = torch.load(tiny_checkpoint / name)
+        state["bias"] = torch.zeros_like(state["bias"])
+        if name == "colbert_linear.pt":  # as wide as the model
+            state = {"weight": torch.randn(32, 32).half(), "bias": torch.zeros(32).half()}
+        torch.save(state, tiny_checkpoint / name)
+    export_onnx(tiny_checkpoint, tmp_path / "tiny-int8", precision="int8")
+    ours = Encoder.load(tmp_path / "tiny-int8", "native").encode(TEXTS)
+    theirs = Encoder.load(tmp_path / "tiny-int8", "cpu").encode(TEXTS)
+    assert near(ours.dense, theirs.dense)
+    assert near(ours.tokens.vectors, theirs.tokens.vectors)
