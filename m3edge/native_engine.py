@@ -46,9 +46,14 @@ class NativeSession:
         return [results[name] for name in outputs]
 
 
+def runs_int8(folder: Path) -> bool:
+    """Whether this engine is here and the folder has a list of layers for it."""
+    return kernels.Transformer is not None and (folder / LAYERS).is_file()
+
+
 def gains(folder: Path) -> bool:
     """Whether the kernels and the folder are such that this engine was measured to be the fastest on the CPU."""
-    return kernels.Transformer is not None and kernels.instruction_set() in _FAST and (folder / LAYERS).is_file()
+    return runs_int8(folder) and kernels.instruction_set() in _FAST
 
 
 def open_native(folder: Path, n_threads: int) -> NativeSession:

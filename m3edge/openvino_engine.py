@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import sys
 import threading
@@ -93,6 +94,11 @@ class OpenVinoSession:
         finally:
             with self._lock:
                 self._idle.append(request)
+
+
+def runs_int8(folder: Path) -> bool:
+    """Whether OpenVINO is here, which is not imported for that, and the folder has a static graph for it."""
+    return importlib.util.find_spec(NAME) is not None and (folder / STATIC_GRAPH).is_file()
 
 
 def open_openvino(

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "codes.h"
 #include "cpu.h"
 #include "maxsim_tile.h"
@@ -26,17 +27,13 @@ const FloatKernel& float_kernel() {
                 .in_use();
 }
 
-struct alignas(64) Line {
-    uint8_t bytes[64];
-};
-
 struct PackedQuery {
-    std::vector<Line> lines;    // as Tile::query, with lines_behind_query more
+    Aligned<uint8_t> lines;     // as Tile::query, with lines_behind_query more
     std::vector<float> scales;  // [n_tokens]
     size_t n_blocks;
 
-    const uint8_t* codes() const { return lines.data()->bytes; }
-    size_t bytes() const { return (lines.size() - lines_behind_query) * sizeof(Line); }
+    const uint8_t* codes() const { return lines.data(); }
+    size_t bytes() const { return lines.bytes() - lines_behind_query * cache_line; }
 };
 
 // Room for n_tokens rows of `width` bytes, as a tile kernel wants them; every byte is the kernel's code of 0.
@@ -45,8 +42,8 @@ PackedQuery room_for(size_t n_tokens, size_t width, const TileKernel& kernel) {
     PackedQuery packed;
     packed.n_blocks = (n_tokens + lanes - 1) / lanes;
     packed.scales.assign(n_tokens, 0.0f);
-    packed.lines.resize(packed.n_blocks * lanes * width / sizeof(Line) + lines_behind_query);
-    std::memset(packed.lines.data(), kernel.query_offset, packed.lines.size() * sizeof(Line));
+    packed.lines.grow((packed.n_blocks * lanes * width / cache_line + lines_behind_query) * cache_line);
+    std::memset(packed.lines.data(), kernel.query_offset, packed.lines.bytes());
     return packed;
 }
 
@@ -61,7 +58,7 @@ PackedQuery pack_bytes(const float* query, size_t n_tokens, size_t dim, size_t w
         packed.scales[token] = largest / 127.0f;
         codes_of(row, dim, 127.0f / largest, codes.data());
         for (int8_t& code : codes) code = int8_t(code + kernel.query_offset);
-        uint8_t* block = packed.lines.data()->bytes + token / lanes * lanes * width + token % lanes * 4;
+        uint8_t* block = packed.lines.data() + token / lanes * lanes * width + token % lanes * 4;
         for (size_t k = 0; k < width; k += 4) std::memcpy(block + k * lanes, &codes[k], 4);
         std::fill(codes.begin(), codes.end(), int8_t(0));
     }
@@ -101,7 +98,7 @@ class DocumentScorer {
     DocumentScorer(const PackedQuery& query, const Records& records, const TileKernel& kernel)
         : query_(query), records_(records), kernel_(kernel), widen_(float_kernel().widen),
           best_(query.n_blocks * kernel.block_lanes) {
-        if (records.bits != 8) unpacked_.resize(kernel.rows * row_bytes() / sizeof(Line) + 1);
+        if (records.bits != 8) unpacked_.grow(kernel.rows * row_bytes() + cache_line);
     }
 
     // next: the first record that will be wanted after this document
@@ -130,7 +127,7 @@ class DocumentScorer {
             tile.stride = records_.record_bytes;
             tile.next = reinterpret_cast<const int8_t*>(next);
         } else {
-            int8_t* rows = reinterpret_cast<int8_t*>(unpacked_.data());
+            int8_t* rows = unpacked_.data();
             for (int r = 0; r < n_rows; ++r)
                 unpack(record + r * records_.record_bytes + records_.scale_bytes(), rows + r * row_bytes());
             tile.rows = rows;
@@ -161,7 +158,7 @@ class DocumentScorer {
     const TileKernel& kernel_;
     decltype(FloatKernel::widen) widen_;
     std::vector<float> best_;
-    std::vector<Line> unpacked_;
+    Aligned<int8_t> unpacked_;
 };
 
 constexpr double min_products_a_thread = 8e6;

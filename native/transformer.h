@@ -10,34 +10,10 @@
 #include <mutex>
 #include <vector>
 
+#include "aligned.h"
 #include "transformer_kernels.h"
 
 namespace m3edge {
-
-template <class T>
-struct alignas(64) CacheLine {
-    T of[64 / sizeof(T)];
-};
-
-// Numbers that start at a cache line, as many as were asked for or a few more.
-template <class T>
-class Aligned {
-  public:
-    Aligned() = default;
-    explicit Aligned(size_t size) { grow(size); }
-
-    // Room for `size`; what was there may be lost.
-    void grow(size_t size) {
-        const size_t lines = (size * sizeof(T) + 63) / 64;
-        if (lines > lines_.size()) std::vector<CacheLine<T>>(lines).swap(lines_);
-    }
-    T* data() { return reinterpret_cast<T*>(lines_.data()); }
-    const T* data() const { return reinterpret_cast<const T*>(lines_.data()); }
-    size_t bytes() const { return lines_.size() * 64; }
-
-  private:
-    std::vector<CacheLine<T>> lines_;
-};
 
 // A table of embeddings, int8 [rows][width] with a scale for every row; not copied.
 struct EmbeddingTable {

@@ -115,8 +115,8 @@ def export_precisions(
             if precision == "int8":
                 written = onnx.load(folder / GRAPH, load_external_data=False)
                 write_layers(written, folder, n_heads=n_heads, pooling=info.pooling, pad_id=config.pad_token_id)
-            if openvino and precision == "int8":
-                _write_static(graph, work, folder, statistics, n_heads)
+                if openvino:
+                    _write_static(graph, work, written, folder, statistics, n_heads)
             shutil.copyfile(tokenizer_path, folder / TOKENIZER)
             write_vocabulary(folder / VOCABULARY, tokenizer)
             parity = verify(folder, reference, precision, notes)
@@ -146,9 +146,10 @@ def _write(fused: ModelProto, work: Path, folder: Path, precision: str, statisti
     return notes
 
 
-def _write_static(fused: ModelProto, work: Path, folder: Path, statistics: Statistics, n_heads: int) -> None:
-    """Write the static graph beside the int8 graph that is in the folder already."""
-    dynamic = onnx.load(folder / GRAPH, load_external_data=False)
+def _write_static(
+    fused: ModelProto, work: Path, dynamic: ModelProto, folder: Path, statistics: Statistics, n_heads: int
+) -> None:
+    """Write the static graph beside the int8 graph, `dynamic`, that is in the folder already."""
     reader, dynamic_reader = WeightReader(fused.graph, work), WeightReader(dynamic.graph, folder)
     with WeightWriter(folder, STATIC_WEIGHTS) as writer:
         static = write_static(fused, reader, dynamic, dynamic_reader, writer, statistics, n_heads=n_heads)

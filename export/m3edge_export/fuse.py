@@ -93,13 +93,26 @@ def fuse(model: ModelProto, *, n_layers: int, n_heads: int) -> FusionCounts:
     return counts
 
 
+class Copies:
+    """Of parameters with equal values the tracer keeps one, and copies it with Identity."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+
+    def original(self, name: str) -> str:
+        """The name of the tensor itself."""
+        while name in self._sources:
+            name = self._sources[name]
+        return name
+
+
 class _Traced:
     """Finds a layer's parts in the traced graph by the paths of the modules they stem from."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.nodes = {node.name: node for node in graph.node}
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+        self.parameter = Copies(graph).original
 
     def linear(self, path: str) -> Linear:
         """The product and the addition of the linear layer at `path`."""
@@ -115,12 +128,6 @@ class _Traced:
     def normalization(self, path: str) -> NodeProto:
         """The LayerNormalization at `path`."""
         return self._node(f"{path}/LayerNormalization")
-
-    def parameter(self, name: str) -> str:
-        """The tensor itself: of parameters with equal values the tracer keeps one and copies it with Identity."""
-        while name in self._copies:
-            name = self._copies[name]
-        return name
 
     def width(self, layer: str) -> int:
         """The width of the hidden states."""

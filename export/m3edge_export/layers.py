@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m3edge.model_folder import LAYERS
+from m3edge_export.fuse import Copies
 from m3edge_export.quantize import GELU_LEAST, GELU_ZERO_POINT, ZERO_POINT
 
 _STEP = 16  # outputs that the kernels compute together
@@ -30,11 +31,12 @@ def write_layers(model: ModelProto, folder: Path, *, n_heads: int, pooling: str,
 
 class _Int8Graph:
     """Finds the weights by the names that fusing and quantizing gave them, and those that were left as traced through
-    the operators that take them: of equal ones the tracer keeps one, under one name, and copies it."""
+    the operators that take them, since these may take copies."""
 
     def __init__(self, model: ModelProto) -> None:
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes = {output: node for node in model.graph.node for output in node.output}
+        self._original = Copies(model.graph).original
         self._kinds = {node.op_type for node in model.graph.node}
         self._norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
         self._n_layers = len(self._norms) // 2
@@ -109,11 +111,6 @@ class _Int8Graph:
         """The weights or biases that a head's operator takes."""
         inputs = self._nodes[f"/{kind}_head/{operator}_output_0"].input
         return next(name for name in map(self._original, inputs) if name in self._tensors)
-
-    def _original(self, name: str) -> str:
-        while name in self._nodes and self._nodes[name].op_type == "Identity":
-            name = self._nodes[name].input[0]
-        return name
 
     def _tensor(self, name: str) -> TensorProto:
         return self._tensors[self._original(name)]

@@ -7,7 +7,6 @@ by text and in padded batches, and writes parity.json.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer
 
-from m3edge import kernels
+from m3edge import native_engine, openvino_engine
 from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
-from m3edge.model_folder import DENSE_OUTPUT, LAYERS, PARITY, SPARSE_OUTPUT, STATIC_GRAPH, TOKENIZER, TOKENS_OUTPUT
+from m3edge.model_folder import DENSE_OUTPUT, PARITY, SPARSE_OUTPUT, TOKENIZER, TOKENS_OUTPUT
 from m3edge.onnxruntime_engine import OnnxruntimeSession, session_options
 from m3edge.session import Session, open_session
 from m3edge_export.checkpoint import Checkpoint
@@ -145,12 +144,8 @@ def verify(folder: Path, reference: Reference, precision: str, notes: Mapping[st
 
 def engines(folder: Path) -> list[str]:
     """The CPU engines that are installed and run this folder, onnxruntime's first."""
-    found = ["cpu"]
-    if (folder / LAYERS).is_file() and kernels.Transformer is not None:
-        found.append("native")
-    if (folder / STATIC_GRAPH).is_file() and importlib.util.find_spec("openvino") is not None:
-        found.append("openvino")
-    return found
+    others = [engine.NAME for engine in (native_engine, openvino_engine) if engine.runs_int8(folder)]
+    return ["cpu", *others]
 
 
 def verify_fused(model: ModelProto, folder: Path, reference: Reference) -> None:

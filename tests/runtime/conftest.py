@@ -20,16 +20,29 @@ except ImportError:
     _native = None  # type: ignore[assignment]  # installed without a compiler: the twins alone are tested
 
 
-@pytest.fixture(scope="module", params=["numpy", *(_native.instruction_sets() if _native else ["native"])])
+_SETS = _native.instruction_sets() if _native else ["native"]
+
+
+@pytest.fixture(scope="module", params=["numpy", *_SETS])
 def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """A module with the kernels: the numpy twins, then the native ones in one instruction set after the other."""
     if request.param == "numpy":
         yield _kernels_numpy
-        return
+    else:
+        yield from _in(request.param)
+
+
+@pytest.fixture(scope="module", params=_SETS)
+def native(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The native kernels alone, for what has no numpy twin."""
+    yield from _in(request.param)
+
+
+def _in(instruction_set: str) -> Iterator[ModuleType]:
     if _native is None:
         pytest.skip("m3edge was installed without a compiler: there are no native kernels")
     before = _native.instruction_set()
-    _native.set_instruction_set(request.param)
+    _native.set_instruction_set(instruction_set)
     yield _native
     _native.set_instruction_set(before)
 

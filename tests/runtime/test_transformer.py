@@ -179,13 +179,6 @@ def textbook(request: pytest.FixtureRequest) -> Textbook:
     return Textbook(**MODELS[request.param])
 
 
-@pytest.fixture
-def native(kernels: ModuleType) -> ModuleType:
-    if not hasattr(kernels, "Transformer"):
-        pytest.skip("without a compiler there is no encoder of our own")
-    return kernels
-
-
 def batch(lengths: list[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Padded texts; the second token of each long enough is the padding's, every eighth a further `<s>`."""
     ids = np.full((len(lengths), max(lengths)), PAD, np.int64)
