@@ -52,12 +52,14 @@ std::vector<InstructionSet> detect() {
             const bool avx2 = (ebx & (1u << 5)) && fma_f16c;  // their files are compiled for all three
             const bool avx512 = (ebx & (1u << 16)) && (ebx & (1u << 30)) && (ebx & (1u << 31));  // F, BW, VL
             const bool avx512vnni = saves_zmm && avx2 && avx512 && (ecx & (1u << 11));
-            const bool amx = saves_tiles && (edx & (1u << 24)) && (edx & (1u << 25));  // tiles, and products of bytes
-            const bool has_leaf_1 = eax >= 1;
-            if (avx512vnni && amx && may_use_tiles()) found.push_back(InstructionSet::amx);
+            constexpr unsigned bf16_products = 1u << 22, tiles = 1u << 24, byte_products = 1u << 25;
+            constexpr unsigned amx_features = bf16_products | tiles | byte_products;
+            const bool amx_tiles = saves_tiles && (edx & amx_features) == amx_features;
+            const bool has_leaf_1 = eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
+            const bool avx512bf16 = has_leaf_1 && (eax & (1u << 5)), avxvnni = has_leaf_1 && avx2 && (eax & (1u << 4));
+            if (avx512vnni && avx512bf16 && amx_tiles && may_use_tiles()) found.push_back(InstructionSet::amx);
             if (avx512vnni) found.push_back(InstructionSet::avx512vnni);
-            if (has_leaf_1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && avx2 && (eax & (1u << 4)))
-                found.push_back(InstructionSet::avxvnni);
+            if (avxvnni) found.push_back(InstructionSet::avxvnni);
             if (avx2) found.push_back(InstructionSet::avx2);
         }
     }

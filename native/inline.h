@@ -2,7 +2,8 @@
 #pragma once
 
 #if defined(__GNUC__)
-#define M3EDGE_INLINE inline __attribute__((always_inline))
+#define M3EDGE_ALWAYS __attribute__((always_inline))
+#define M3EDGE_INLINE inline M3EDGE_ALWAYS
 #else
 #define M3EDGE_INLINE inline
 #endif

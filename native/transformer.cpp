@@ -84,14 +84,15 @@ FloatHead::FloatHead(const float* codes, const float* bias, size_t inputs, size_
 // What a run needs beside the model. Kept from run to run: the system would clear every page of new memory.
 struct Transformer::Scratch {
     Aligned<float> states, sums, heads, attended, inner;  // rows of the width; heads: [3 * n_heads][rows][head width]
+    Aligned<uint8_t> packed;                              // each text's and head's keys and values
     Aligned<uint8_t> bytes;                               // of the rows that are multiplied next
     Aligned<float> row_scales;
-    std::vector<Aligned<float>> scores;  // of each thread
+    std::vector<Aligned<uint8_t>> attention;  // of each thread
 
     size_t held() const {
-        size_t total = bytes.bytes() + row_scales.bytes();
+        size_t total = packed.bytes() + bytes.bytes() + row_scales.bytes();
         for (const Aligned<float>* one : {&states, &sums, &heads, &attended, &inner}) total += one->bytes();
-        for (const Aligned<float>& one : scores) total += one.bytes();
+        for (const Aligned<uint8_t>& one : attention) total += one.bytes();
         return total;
     }
 };
@@ -104,7 +105,6 @@ struct Transformer::Batch {
     };
     std::vector<Token> tokens;
     std::vector<size_t> starts;  // of each text's, and behind the last
-    size_t longest = 0;          // tokens of a text
 
     Batch(const TransformerModel& model, const int64_t* ids, const int64_t* mask, size_t batch, size_t sequence) {
         starts.push_back(0);
@@ -125,7 +125,6 @@ struct Transformer::Batch {
                                                 " positions");
                 tokens.push_back({size_t(id), size_t(position), place, column == 0 || mask[place] == 2});
             }
-            longest = std::max(longest, tokens.size() - starts.back());
             starts.push_back(tokens.size());
         }
     }
@@ -138,16 +137,19 @@ class Transformer::Run {
         size_t n_workers)
         : model_(model), batch_(batch), outputs_(outputs), scratch_(scratch), kernels_(*kernels()),
           head_width_(model.width / model.n_heads), pieces_(2 * n_workers) {
-        size_t most_rows = 0;
+        size_t most_rows = 0, most_packed = 0;
         for (size_t text = 0; text + 1 < batch.starts.size(); ++text) {
-            if (groups_.empty() || batch.starts[text + 1] - groups_.back().first_row > group_rows)
-                groups_.push_back({batch.starts[text], 0, {}});
+            const size_t start = batch.starts[text], end = batch.starts[text + 1];
+            if (groups_.empty() || end - groups_.back().first_row > group_rows) groups_.push_back({start, 0, 0, {}, {}});
             Group& group = groups_.back();
-            group.n_rows = batch.starts[text + 1] - group.first_row;
+            group.n_rows = end - group.first_row;
+            for (size_t head = 0; head < model.n_heads; ++head) {
+                group.heads.push_back({start, end, head, group.packed_bytes});
+                for (size_t row = start; row < end; row += query_block) group.attentions.push_back({group.heads.size() - 1, row});
+                group.packed_bytes += kernels_.packed_bytes(end - start, head_width_);
+            }
             most_rows = std::max(most_rows, group.n_rows);
-            for (size_t head = 0; head < model.n_heads; ++head)
-                for (size_t row = batch.starts[text]; row < batch.starts[text + 1]; row += kernels_.query_block)
-                    group.attentions.push_back({text, head, row});
+            most_packed = std::max(most_packed, group.packed_bytes);
         }
         size_t widest = 0, most_blocks = 0;
         for (const TransformerLayer& layer : model.layers) {
@@ -158,14 +160,14 @@ class Transformer::Run {
         scratch.states.grow(batch.tokens.size() * model.width);
         scratch.sums.grow(some * model.width);
         scratch.heads.grow(3 * most_rows * model.width);
+        scratch.packed.grow(most_packed);
         scratch.attended.grow(most_rows * model.width);
         scratch.inner.grow(some * widest);
         scratch.bytes.grow(std::max(rounded_up(most_rows, tile_rows) * rounded_up(model.width, tile_depth),
                                     rounded_up(some, tile_rows) * most_blocks * tile_depth));
         scratch.row_scales.grow(most_rows);
-        if (scratch.scores.size() < n_workers) scratch.scores.resize(n_workers);
-        for (Aligned<float>& scores : scratch.scores)
-            scores.grow((head_width_ + batch.longest) * kernels_.query_block);
+        if (scratch.attention.size() < n_workers) scratch.attention.resize(n_workers);
+        for (Aligned<uint8_t>& attention : scratch.attention) attention.grow(kernels_.scratch_bytes(head_width_));
     }
 
     void operator()(Crew& crew) {
@@ -190,12 +192,17 @@ class Transformer::Run {
     }
 
   private:
+    // A head of a text, and where among the packed ones it begins.
+    struct Head {
+        size_t first_row, end_row, number, packed;
+    };
     struct Attention {
-        size_t text, head, first_row;
+        size_t head, first_row;  // head: of the group's
     };
     // Whole texts, whose rows are side by side.
     struct Group {
-        size_t first_row, n_rows;
+        size_t first_row, n_rows, packed_bytes;
+        std::vector<Head> heads;
         std::vector<Attention> attentions;
     };
 
@@ -270,25 +277,32 @@ class Transformer::Run {
     }
 
     void attend(Crew& crew, const Group& group) {
+        crew.share(group.heads.size(), [&](size_t item, size_t) { kernels_.pack(attention_of(group, group.heads[item])); });
         crew.share(group.attentions.size(), [&](size_t item, size_t worker) {
-            const Attention& it = group.attentions[item];
-            const size_t start = batch_.starts[it.text], end = batch_.starts[it.text + 1];
-            const size_t part = group.n_rows * head_width_;
-            const float* of_head = scratch_.heads.data() + it.head * part + (start - group.first_row) * head_width_;
-            HeadAttention head{};
-            head.queries = of_head;
-            head.keys = of_head + model_.n_heads * part;
-            head.values = of_head + 2 * model_.n_heads * part;
-            head.n_tokens = end - start;
-            head.head_width = head_width_;
-            head.scale = 1 / std::sqrt(float(head_width_));
-            head.first_query = it.first_row - start;
-            head.n_queries = std::min(kernels_.query_block, end - it.first_row);
-            head.scratch = scratch_.scores[worker].data();
-            head.out = attended(it.first_row - group.first_row) + it.head * head_width_;
-            head.out_stride = model_.width;
-            kernels_.attend(head);
+            const auto& [number, row] = group.attentions[item];
+            const Head& head = group.heads[number];
+            HeadAttention attention = attention_of(group, head);
+            attention.first_query = row - head.first_row;
+            attention.n_queries = std::min(query_block, head.end_row - row);
+            attention.scratch = scratch_.attention[worker].data();
+            attention.out = attended(row - group.first_row) + head.number * head_width_;
+            attention.out_stride = model_.width;
+            kernels_.attend(attention);
         });
+    }
+
+    // That of a head, without a block of queries.
+    HeadAttention attention_of(const Group& group, const Head& head) {
+        const size_t part = group.n_rows * head_width_;
+        const float* rows = scratch_.heads.data() + head.number * part + (head.first_row - group.first_row) * head_width_;
+        HeadAttention attention{};
+        attention.queries = rows;
+        attention.keys = rows + model_.n_heads * part;
+        attention.values = rows + 2 * model_.n_heads * part;
+        attention.n_tokens = head.end_row - head.first_row;
+        attention.head_width = head_width_;
+        attention.packed = scratch_.packed.data() + head.packed;
+        return attention;
     }
 
     // What follows a layer's attention, for n rows; of_group: where in their group they begin

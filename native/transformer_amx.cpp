@@ -1,7 +1,7 @@
-// The product of bytes with AMX: a tile of rows by a panel of weights in one instruction.
+// Products with AMX: a tile of rows by a panel in one instruction, of bytes or of bfloat16.
 #include "transformer_kernels.h"
 
-#if defined(__GNUC__) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__AVX512BW__)
+#if defined(__GNUC__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__)
 #include <immintrin.h>
 
 #include "amx.h"
@@ -10,10 +10,17 @@
 namespace m3edge {
 namespace {
 
-// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
+// The instructions' tiles are constants: they must be in the text.
+#define M3EDGE_MULTIPLY_TILES(sums, rows, panel) \
+    if constexpr (of_bytes)                      \
+        _tile_dpbusd(sums, rows, panel);         \
+    else                                         \
+        _tile_dpbf16ps(sums, rows, panel)
+
+// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 panels.
+template <bool of_bytes>
 struct Amx {
     static constexpr size_t tiles = 2, panels = 2;
-    static constexpr int32_t offset = 0;
 
     static void begin() {
         const TileLayout layout;
@@ -22,10 +29,9 @@ struct Amx {
     static void end() { _tile_release(); }
 
     template <size_t T, size_t P>
-    static M3EDGE_INLINE void sums(const uint8_t* rows, const int8_t* weights, size_t k_blocks,
-                                   int32_t (*out)[P][tile_rows][panel_width]) {
+    static M3EDGE_INLINE void sums(const uint8_t* rows, const uint8_t* weights, size_t k_blocks, int32_t* out, size_t stride) {
         const uint8_t* second_rows = rows + k_blocks * tile_bytes;
-        const int8_t* second_weights = weights + k_blocks * panel_bytes;
+        const uint8_t* second_weights = weights + k_blocks * panel_bytes;
         _tile_zero(0);
         if constexpr (P > 1) _tile_zero(1);
         if constexpr (T > 1) _tile_zero(2);
@@ -34,28 +40,42 @@ struct Amx {
         for (size_t k = 0; k < k_blocks; ++k) {
             _tile_loadd(6, weights + k * panel_bytes, 64);
             _tile_loadd(4, rows + k * tile_bytes, 64);
-            _tile_dpbusd(0, 4, 6);
+            M3EDGE_MULTIPLY_TILES(0, 4, 6);
             if constexpr (P > 1) {
                 _tile_loadd(7, second_weights + k * panel_bytes, 64);
-                _tile_dpbusd(1, 4, 7);
+                M3EDGE_MULTIPLY_TILES(1, 4, 7);
             }
             if constexpr (T > 1) {
                 _tile_loadd(5, second_rows + k * tile_bytes, 64);
-                _tile_dpbusd(2, 5, 6);
-                if constexpr (P > 1) _tile_dpbusd(3, 5, 7);
+                M3EDGE_MULTIPLY_TILES(2, 5, 6);
+                if constexpr (P > 1) {
+                    M3EDGE_MULTIPLY_TILES(3, 5, 7);
+                }
             }
         }
-        _tile_stored(0, out[0][0], 64);
-        if constexpr (P > 1) _tile_stored(1, out[0][1], 64);
-        if constexpr (T > 1) _tile_stored(2, out[1][0], 64);
-        if constexpr (T > 1 && P > 1) _tile_stored(3, out[1][1], 64);
+        int32_t* second_out = out + tile_rows * stride;
+        _tile_stored(0, out, stride * 4);
+        if constexpr (P > 1) _tile_stored(1, out + panel_width, stride * 4);
+        if constexpr (T > 1) _tile_stored(2, second_out, stride * 4);
+        if constexpr (T > 1 && P > 1) _tile_stored(3, second_out + panel_width, stride * 4);
         M3EDGE_SETTLE_MEMORY();
     }
 };
 
+struct BrainFloats {
+    using Element = uint16_t;
+    using Products = Amx<false>;
+    static constexpr bool scaled = false;
+    static constexpr float most_share = 1, most_value = 1;
+
+    static float most_score(size_t) { return 1; }
+    static M3EDGE_INLINE void put(Element* to, Floats x) { store(to, _mm512_cvtneps_pbh((__m512)x)); }
+    static M3EDGE_INLINE Floats numbers(Ints sums) { return (Floats)sums; }
+};
+
 }  // namespace
 
-const TransformerKernels* transformer_kernels_amx() { return &kernels_of<Amx>; }
+const TransformerKernels* transformer_kernels_amx() { return &kernels_of<Amx<true>, 0, BrainFloats>; }
 
 }  // namespace m3edge
 #else

@@ -5,7 +5,7 @@
 #if defined(__GNUC__) && defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
-#include "transformer_registers.h"
+#include "transformer_steps.h"
 
 namespace m3edge {
 namespace {
@@ -16,7 +16,6 @@ struct Avx2 {
         __m256i signs, magnitudes;
     };
     static constexpr size_t outputs = 8, rows = 4, panels = 1;  // 8 sums, 2 of weights, 2 of a row
-    static constexpr int32_t offset = 128;
 
     static M3EDGE_INLINE Row broadcast(int32_t four) {
         const __m256i row = _mm256_xor_si256(_mm256_set1_epi32(four), _mm256_set1_epi8(-128));
@@ -30,7 +29,7 @@ struct Avx2 {
 
 }  // namespace
 
-const TransformerKernels* transformer_kernels_avx2() { return &kernels_of<InRegisters<Avx2>>; }
+const TransformerKernels* transformer_kernels_avx2() { return &kernels_of<InRegisters<Avx2>, 128, SinglePrecision>; }
 
 }  // namespace m3edge
 #else

@@ -35,14 +35,16 @@ struct ByteProduct {
     size_t row_stride, block_panels, block_stride;
 };
 
+constexpr size_t query_block = 32;  // queries whose attention is computed together
+
 // One head's attention of a block of a text's queries.
 struct HeadAttention {
     const float *queries, *keys, *values;  // [n_tokens][head_width], of the whole text
     size_t n_tokens, head_width;           // head_width: a multiple of 16
-    float scale;                           // of the scores
-    size_t first_query, n_queries;
-    float* scratch;  // aligned to 64 bytes: (head_width + n_tokens) * TransformerKernels::query_block floats
-    float* out;      // [n_queries], a row every out_stride floats
+    uint8_t* packed;                       // what the kernels make of keys and values; as scratch, aligned to 64 bytes
+    size_t first_query, n_queries;         // n_queries: at most query_block
+    uint8_t* scratch;
+    float* out;  // [n_queries], a row every out_stride floats
     size_t out_stride;
 };
 
@@ -54,9 +56,12 @@ struct Quantization {
 };
 
 struct TransformerKernels {
-    size_t query_block;  // queries that `attend` takes at once
-
     void (*multiply)(const ByteProduct&, size_t first_row, size_t n_rows, size_t first_panel, size_t n_panels);
+    // packed_bytes(n_tokens, head_width), a multiple of 64; pack, once for all of a head's queries; and for a block of them
+    // attend, with scratch_bytes(head_width).
+    size_t (*packed_bytes)(size_t, size_t);
+    void (*pack)(const HeadAttention&);
+    size_t (*scratch_bytes)(size_t);
     void (*attend)(const HeadAttention&);
     // One row, float32 [width] to the bytes of row number `row` in `tiles`; returns its scale.
     float (*quantize)(const float* values, size_t width, size_t k_blocks, const Quantization&, uint8_t* tiles, size_t row);

@@ -1,5 +1,5 @@
 // The product of bytes in plain C++: what runs where no other does, and what the others are measured by.
-#include "transformer_registers.h"
+#include "transformer_steps.h"
 
 #if defined(__GNUC__)
 
@@ -14,7 +14,6 @@ struct Plain {
         uint8_t of[4];
     };
     static constexpr size_t outputs = 4, rows = 2, panels = 1;
-    static constexpr int32_t offset = 0;
 
     static M3EDGE_INLINE Row broadcast(int32_t four) { return load<Row>(&four); }
     static M3EDGE_INLINE Register add_dot(Register sum, Row row, Register weights) {
@@ -28,7 +27,7 @@ struct Plain {
 
 }  // namespace
 
-const TransformerKernels* transformer_kernels_plain() { return &kernels_of<InRegisters<Plain>>; }
+const TransformerKernels* transformer_kernels_plain() { return &kernels_of<InRegisters<Plain>, 0, SinglePrecision>; }
 
 }  // namespace m3edge
 #else

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-VOCABULARY, POSITIONS = 50, 40
+VOCABULARY, POSITIONS = 50, 310
 PAD, FURTHER = 1, 2
 
 
@@ -109,7 +109,7 @@ class Textbook:
         return kernels.Transformer(**{**self.arguments, "layers": layers}, n_threads=2)
 
     def run(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """dense [width], weights and token vectors of one text, 0 where the mask is."""
+        """dense [width], weights [tokens, 1] and token vectors of one text, 0 where the mask is."""
         of, held = self.arguments, mask > 0
         counted = ids != of["pad_id"]
         positions = of["first_position"] + np.where(counted, np.cumsum(counted) - 1, -1)
@@ -122,7 +122,7 @@ class Textbook:
         weights, vectors = np.zeros(len(ids)), np.zeros((len(ids), of["token_head"][1].size))
         weights[held] = np.maximum(0, x @ of["sparse_head"][0] + of["sparse_head"][1])
         vectors[held] = unit(x @ of["token_head"][0] + of["token_head"][1])
-        return unit(x[kept].mean(axis=0)), weights, vectors
+        return unit(x[kept].mean(axis=0)), weights[:, None], vectors
 
     def layer(self, x: np.ndarray, layer: Layer) -> np.ndarray:
         queries, keys, values = multiplied(x, layer.projections)
@@ -191,25 +191,28 @@ def batch(lengths: list[int], rng: np.random.Generator) -> tuple[np.ndarray, np.
     return ids, mask
 
 
-def assert_near(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """A number on the border between two bytes may fall to either side, and moves what depends on it by a step."""
-    np.testing.assert_allclose(ours, theirs, atol=0.02)
-    assert np.abs(ours - theirs).mean() < 5e-4
+IN_16_BITS = ("amx-int8", "avx512-vnni", "avx-vnni")  # attention there, elsewhere in float32
+
+
+def assert_near(ours: np.ndarray, theirs: np.ndarray, native: ModuleType) -> None:
+    """Rows of length 1 or so. A number on the border of two bytes may fall to either side, and moves what depends on it."""
+    off = np.sqrt(np.square(ours - theirs).sum(axis=-1).mean())
+    assert off < (0.03 if native.instruction_set() in IN_16_BITS else 0.01)
 
 
 def test_all_heads_are_what_the_definition_gives(native, textbook):
-    lengths = [1, 7, 16, 17, 33, 39, 2]
+    lengths = [1, 7, 16, 17, 33, 39, 2, 128, 129, 300]
     ids, mask = batch(lengths, textbook.rng)
     dense, weights, tokens = textbook.native(native).run(ids, mask, True, True, True, 2)
     tokens = tokens.reshape(*ids.shape, -1)
     for row in range(len(lengths)):
         expected = textbook.run(ids[row], mask[row])
-        for ours, theirs in zip((dense[row], weights[row], tokens[row]), expected, strict=True):
-            assert_near(ours, theirs)
+        for ours, theirs in zip((dense[row], weights[row, :, None], tokens[row]), expected, strict=True):
+            assert_near(ours, theirs, native)
 
 
 @settings(max_examples=20, deadline=None)
-@given(lengths=st.lists(st.integers(1, POSITIONS - 2), min_size=1, max_size=20), threads=st.integers(1, 5))
+@given(lengths=st.lists(st.integers(1, 40) | st.sampled_from([129, 300]), min_size=1, max_size=20), threads=st.integers(1, 5))
 def test_a_text_is_the_same_bit_for_bit_in_every_batch_on_any_number_of_threads(lengths, threads):
     native = pytest.importorskip("m3edge._native", reason="without a compiler there is no encoder of our own")
     textbook = Textbook(width=64, heads=2, inner=128, layers=2)
