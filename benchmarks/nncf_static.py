@@ -1,18 +1,19 @@
-"""Our static int8 beside NNCF's of the same checkpoint, both on OpenVINO: speed, and how near each is to fp32.
+"""Our int8, on the native engine and on OpenVINO, beside NNCF's of the same checkpoint: speed, and how near to fp32.
 
     python benchmarks/nncf_static.py models/mini models/mini-fp32 models/mini-int8-openvino
 
 NNCF, in an environment of its own in build/peers, takes the graph as it is traced from the checkpoint and quantizes it
 after training, for transformers (SmoothQuant included), on our calibration texts. Its model is called as anyone would
 call OpenVINO: compiled once, one infer request, one batch after the other. What is not int8 OpenVINO then computes in
-bfloat16 where the CPU has it, so ours does too. What is timed of ours is all of `encode_passages` but the tokenisation;
-NNCF's model gets the very batches this makes. Texts are fidelity.py's, fp32 is the reference. Writes
-benchmarks/results/nncf-static-MODEL.json.
+bfloat16 where the CPU has it, so our static graph does too; `--float32` keeps both from it, as a CPU without it would.
+What is timed of ours is all of `encode_passages` but the tokenisation; NNCF's model gets the very batches this makes.
+Texts are fidelity.py's, fp32 is the reference. Writes benchmarks/results/nncf-static-MODEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ from m3edge.cpu import available_cpus
 from m3edge.encoder import HEADS
 from m3edge.files import write_atomically
 from m3edge.model_folder import GRAPH, INPUTS, ModelInfo
+from m3edge.native_engine import NAME
 from m3edge.openvino_engine import BFLOAT16, OpenVinoSession, import_openvino
 from m3edge.session import Session
 from m3edge.tokenization import TokenizedText, Tokenizer
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=96, help="texts that are timed")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=min(2, available_cpus()))
+    parser.add_argument("--float32", action="store_true", help="nothing in bfloat16")
     parser.add_argument("--theirs", type=Path, default=ROOT / "build" / "peers" / "nncf-mini", help="kept when there")
     parser.add_argument("--out", type=Path, help="by default results/nncf-static-MODEL.json")
     options = parser.parse_args()
@@ -108,14 +111,15 @@ def main() -> None:
     info, tokenizer = reference.info, _Tokenized(reference.tokenizer)
     report: dict[str, Any] = {"machine": describe_machine(), "packages": PACKAGES, "threads": options.threads}
     report["quantized"] = quantize(options.checkpoint, options.theirs, info, reference.tokenizer)
-    compiled = compile_as_anyone_would(options.theirs / "model.xml", options.threads)
+    compiled = compile_as_anyone_would(options.theirs / "model.xml", options.threads, options.float32)
     report["precision"] = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    provider = "openvino:bf16" if report["precision"] == BFLOAT16 else "openvino"
-    ours = Encoder.load(options.int8, provider, n_threads=options.threads)
-    encoders = {
-        "m3edge static": Encoder(info, ours.session, tokenizer),
-        "NNCF": Encoder(info, OpenVinoSession(compiled, provider, options.threads), tokenizer),
+    openvino = "openvino:bf16" if report["precision"] == BFLOAT16 else "openvino"
+    ours = {
+        name: Encoder.load(options.int8, provider, n_threads=options.threads).session
+        for name, provider in (("m3edge native", NAME), ("m3edge static on OpenVINO", openvino))
     }
+    sessions: dict[str, Session] = {**ours, "NNCF": OpenVinoSession(compiled, openvino, options.threads)}
+    encoders = {name: Encoder(info, session, tokenizer) for name, session in sessions.items()}
     texts = read_texts(options.data)[:: options.step]
     expected = Encoder(info, reference.session, tokenizer).encode_passages(texts)
     report["texts"] = len(texts)
@@ -123,7 +127,7 @@ def main() -> None:
         name: fidelity(expected, encoder.encode_passages(texts))._asdict() for name, encoder in encoders.items()
     }
     timed = texts[:: max(1, len(texts) // options.timed)][: options.timed]
-    report["speed"] = measure(encoders["m3edge static"], compiled, timed, options.rounds)
+    report["speed"] = measure({name: encoders[name] for name in ours}, compiled, timed, options.rounds)
     write_atomically(
         options.out or RESULTS / f"nncf-static-{info.name}.json", json.dumps(report, indent=1).encode() + b"\n"
     )
@@ -157,22 +161,23 @@ def quantize(checkpoint: Path, out: Path, info: ModelInfo, tokenizer: Tokenizer)
     return result
 
 
-def compile_as_anyone_would(path: Path, threads: int) -> Any:
+def compile_as_anyone_would(path: Path, threads: int, float32: bool) -> Any:
     """With the number of threads, and free to use them: by default OpenVINO takes one for two of a core's threads."""
+    precision = {"INFERENCE_PRECISION_HINT": "f32"} if float32 else {}
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_HYPER_THREADING": True,
         "ENABLE_CPU_PINNING": False,
+        **precision,
     }
     core = import_openvino().Core()
     return core.compile_model(core.read_model(str(path)), "CPU", properties)
 
 
-def measure(encoder: Encoder, compiled: Any, texts: list[str], rounds: int) -> dict[str, Any]:
+def measure(ours: dict[str, Encoder], compiled: Any, texts: list[str], rounds: int) -> dict[str, Any]:
     """Medians of the milliseconds that one text (the shortest, again and again) and all texts take, and of the rounds'
-    ratios, theirs over ours; "graph": our session alone on the same batches, without what `encode` does around it."""
-    recorder = _Recorder(encoder.session)
+    ratios, NNCF's over each of ours."""
     request = compiled.create_infer_request()
 
     def direct(batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -181,20 +186,13 @@ def measure(encoder: Encoder, compiled: Any, texts: list[str], rounds: int) -> d
             for name in _OUTPUTS:
                 np.array(request.get_tensor(name).data)
 
-    def graph(batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        for batch in batches:
-            encoder.session.run(*batch, _OUTPUTS)
-
     result = {}
     for name, chosen, repeats in (("bulk", texts, 1), ("one short text", [min(texts, key=len)], 10)):
-        recorder.batches = []
-        Encoder(encoder.info, recorder, encoder.tokenizer).encode_passages(chosen)
-        batches = recorder.batches
+        batches = batches_of(next(iter(ours.values())), chosen)
         contestants: dict[str, Callable[[], object]] = {
-            "m3edge": lambda chosen=chosen: encoder.encode_passages(chosen),
-            "graph": lambda batches=batches: graph(batches),
-            "NNCF": lambda batches=batches: direct(batches),
+            name: functools.partial(encoder.encode_passages, chosen) for name, encoder in ours.items()
         }
+        contestants["NNCF"] = functools.partial(direct, batches)
         times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
         for number in range(rounds + 2):
             for contestant, run in contestants.items():
@@ -203,14 +201,23 @@ def measure(encoder: Encoder, compiled: Any, texts: list[str], rounds: int) -> d
                     run()
                 if number > 1:  # two rounds warm up
                     times[contestant].append(1000 * (time.perf_counter() - start) / repeats)
-        ratios = [theirs / ours for theirs, ours in zip(times["NNCF"], times["m3edge"], strict=True)]
         result[name] = {
             "texts": len(chosen),
             "padded_tokens": sum(ids.size for ids, _ in batches),
             "ms": {contestant: round(statistics.median(values), 2) for contestant, values in times.items()},
-            "m3edge_times_as_fast": round(statistics.median(ratios), 3),
+            "times_as_fast": {name: round(times_as_fast(times["NNCF"], times[name]), 3) for name in ours},
         }
     return result
+
+
+def batches_of(encoder: Encoder, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    recorder = _Recorder(encoder.session)
+    Encoder(encoder.info, recorder, encoder.tokenizer).encode_passages(texts)
+    return recorder.batches
+
+
+def times_as_fast(theirs: list[float], ours: list[float]) -> float:
+    return statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
 
 
 if __name__ == "__main__":

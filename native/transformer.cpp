@@ -15,7 +15,8 @@ namespace {
 // A layer is computed for a group of texts at a time, and what follows its attention for a chunk of a group's rows: what
 // one step writes should still be in a core's cache when the next one reads it. Multiples of a tile's rows.
 constexpr size_t group_rows = 256, chunk_rows = 128;
-constexpr size_t few_rows = 64;  // so many of a query or two
+constexpr size_t few_rows = 64;     // so many of a query or two
+constexpr size_t most_panels = 12;  // of weights that a piece of a product of more rows reads
 constexpr size_t rows_an_item = 4;
 constexpr size_t kept_bytes = size_t(64) << 20;  // of scratch, for the next run
 constexpr double min_products_a_thread = 2e7;
@@ -242,8 +243,9 @@ class Transformer::Run {
         const size_t n_panels = linear.n_outputs / panel_width;
         const bool few = product.n_rows <= few_rows;
         const size_t row_step = few ? product.n_rows : chunk_rows;
-        const size_t panel_step = few ? rounded_up((n_panels + pieces_ - 1) / pieces_, 2) : 12;
         const size_t row_steps = (product.n_rows + row_step - 1) / row_step;
+        const size_t fair = rounded_up((row_steps * n_panels + pieces_ - 1) / pieces_, 2);  // something for everybody
+        const size_t panel_step = few ? fair : std::min(fair, most_panels);
         crew.share(row_steps * ((n_panels + panel_step - 1) / panel_step), [&](size_t item, size_t) {
             const size_t row = item % row_steps * row_step, panel = item / row_steps * panel_step;
             kernels_.multiply(product, row, std::min(row_step, product.n_rows - row), panel,
@@ -376,7 +378,7 @@ class Transformer::Run {
     Scratch& scratch_;
     const TransformerKernels& kernels_;
     const size_t head_width_;
-    const size_t pieces_;  // of a product of few rows
+    const size_t pieces_;  // of a product, where it has as many
     std::vector<Group> groups_;
 };
 

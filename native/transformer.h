@@ -1,7 +1,8 @@
 // An encoder of the BERT type whose products are of bytes: from token ids to what an M3 model's three heads give.
 //
 // What it computes is the int8 graph of a model folder, step by step: rows are quantized where the graph quantizes them,
-// everything else is in float32. Texts lie one after another without padding.
+// attention is in what an instruction set multiplies fastest (transformer_attention.h), everything else in float32. Texts lie
+// one after another without padding.
 #pragma once
 
 #include <cstddef>

@@ -57,6 +57,15 @@ M3EDGE_INLINE void store_words(int16_t* to, Ints values) {
     store(to, __builtin_convertvector(values, Words));
 #endif
 }
+M3EDGE_INLINE Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
 M3EDGE_INLINE Floats widened(const int8_t* bytes) { return __builtin_convertvector(load<Bytes>(bytes), Floats); }
 
 template <size_t N>
@@ -111,16 +120,19 @@ M3EDGE_INLINE Floats power_of_two(Floats x) {
 
 constexpr float log2_e = 1.44269504f;
 
-// x times the normal distribution's integral up to x; its tail by formula 7.1.26 of Abramowitz and Stegun, exact to 1e-7.
+// x times the normal distribution's integral up to x, to 5e-5: a hundredth of what a byte counts for where it is rounded next.
+// The integral less a half is odd; from 4.4 on it is as good as a half.
 M3EDGE_INLINE Floats gelu(Floats x) {
-    const Floats z = (x < Floats{} ? -x : x) * 0.70710678f;
-    const Floats t = 1.0f / (z * 0.3275911f + 1.0f);
-    Floats tail = t * 1.061405429f - 1.453152027f;
-    tail = tail * t + 1.421413741f;
-    tail = tail * t - 0.284496736f;
-    tail = tail * t + 0.254829592f;
-    tail = tail * t * power_of_two(-z * z * log2_e) * 0.5f * x;
-    return x < Floats{} ? tail : x - tail;
+    const Floats near = larger(all(-4.4f), smaller(all(4.4f), x)), square = near * near;
+    Floats half = square * 3.572618397e-11f - 3.756620802e-09f;
+    half = half * square + 1.741705217e-07f;
+    half = half * square - 4.726397597e-06f;
+    half = half * square + 8.430872067e-05f;
+    half = half * square - 1.055085695e-03f;
+    half = half * square + 9.643330934e-03f;
+    half = half * square - 6.607690057e-02f;
+    half = half * square + 3.987618557e-01f;
+    return x * (half * near + 0.5f);
 }
 
 }  // namespace

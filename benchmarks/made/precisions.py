@@ -38,24 +38,26 @@ def fidelity() -> str:
 
 
 def nncf() -> str:
-    report = result("nncf-static-m3-mini")
+    return "\n\n".join(_nncf(name) for name in ("nncf-static-m3-mini", "nncf-static-m3-mini-amx"))
+
+
+def _nncf(name: str) -> str:
+    report = result(name)
     columns = {
         "dense_cosine_mean": "dense cosine", "dense_cosine_worst": "worst", "token_cosine_mean": "token cosine",
         "token_cosine_p1": "1st percentile",
     }  # fmt: skip
     lines = []
-    for name, key in (("m3edge static", "m3edge"), ("NNCF", "NNCF")):
-        times = [f"{row['ms'][key]:.1f}" for row in report["speed"].values()]
-        quality = [f"{report['quality'][name][column]:.5f}" for column in columns]
-        lines.append([name, *times, *quality])
+    for engine, quality in report["quality"].items():
+        cells = []
+        for row in report["speed"].values():
+            ratio = f" ({row['times_as_fast'][engine]:.2f})" if engine in row["times_as_fast"] else ""
+            cells.append(f"{row['ms'][engine]:.1f}{ratio}")
+        lines.append([engine, *cells, *(f"{quality[column]:.5f}" for column in columns)])
     speed = report["speed"].items()
-    shapes = [f"{name}, ms" if row["texts"] == 1 else f"{row['texts']} texts, ms" for name, row in speed]
-    return table(["static int8 on OpenVINO", *shapes, *columns.values()], lines)
-
-
-def nncf_ratios() -> str:
-    speed = result("nncf-static-m3-mini")["speed"]
-    return ", ".join(f"{name} {row['m3edge_times_as_fast']:.2f}" for name, row in speed.items())
+    shapes = [f"{shape}, ms" if row["texts"] == 1 else f"{row['texts']} texts, ms" for shape, row in speed]
+    kernels = report["machine"]["kernels"].partition("(")[2].rstrip(")")
+    return table([f"int8, {kernels}", *shapes, *columns.values()], lines)
 
 
 def engines() -> str:
@@ -140,7 +142,6 @@ PARTS = {
     "precisions": precisions,
     "fidelity": fidelity,
     "nncf": nncf,
-    "nncf-ratios": nncf_ratios,
     "engines": engines,
     "engines-amx": engines_amx,
     "start": start,

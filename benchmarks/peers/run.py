@@ -68,6 +68,7 @@ TASKS = {
         {
             "m3edge int8": None,
             "m3edge int8, dense only": None,
+            "m3edge int8 on onnxruntime": None,
             "m3edge fp32": None,
             "sentence-transformers, torch": "sentence-transformers",
             "sentence-transformers, ONNX": "sentence-transformers",

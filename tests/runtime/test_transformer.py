@@ -195,7 +195,7 @@ IN_16_BITS = ("amx-int8", "avx512-vnni", "avx-vnni")  # attention there, elsewhe
 
 
 def assert_near(ours: np.ndarray, theirs: np.ndarray, native: ModuleType) -> None:
-    """Rows of length 1 or so. A number on the border of two bytes may fall to either side, and moves what depends on it."""
+    """Rows of length 1 or so. A number on the border of two bytes may fall to either side and moves what follows."""
     off = np.sqrt(np.square(ours - theirs).sum(axis=-1).mean())
     assert off < (0.03 if native.instruction_set() in IN_16_BITS else 0.01)
 
@@ -212,7 +212,10 @@ def test_all_heads_are_what_the_definition_gives(native, textbook):
 
 
 @settings(max_examples=20, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40) | st.sampled_from([129, 300]), min_size=1, max_size=20), threads=st.integers(1, 5))
+@given(
+    lengths=st.lists(st.integers(1, 40) | st.sampled_from([129, 300]), min_size=1, max_size=20),
+    threads=st.integers(1, 5),
+)
 def test_a_text_is_the_same_bit_for_bit_in_every_batch_on_any_number_of_threads(lengths, threads):
     native = pytest.importorskip("m3edge._native", reason="without a compiler there is no encoder of our own")
     textbook = Textbook(width=64, heads=2, inner=128, layers=2)
