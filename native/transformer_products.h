@@ -94,9 +94,13 @@ struct InRegisters {
 #pragma GCC unroll 4
             for (size_t k = 0; k < tile_depth; k += 4) {
                 typename I::Register columns[C];
-                for (size_t c = 0; c < C; ++c)
-                    columns[c] = load<typename I::Register>(weights + c / panel_registers * k_blocks * panel_bytes +
-                                                            k * panel_width + c % panel_registers * I::outputs * 4);
+                for (size_t c = 0; c < C; ++c) {
+                    const uint8_t* column = weights + c / panel_registers * k_blocks * panel_bytes + k * panel_width +
+                                            c % panel_registers * I::outputs * 4;
+                    if (first == 0)  // the next panels: of few rows, reading weights is what takes time
+                        __builtin_prefetch(column + P * k_blocks * panel_bytes, 0, 2);
+                    columns[c] = load<typename I::Register>(column);
+                }
                 for (size_t r = 0; r < R; ++r) {
                     const typename I::Row row = I::broadcast(load<int32_t>(rows + r * tile_depth + k));
                     for (size_t c = 0; c < C; ++c) sums[r][c] = I::add_dot(sums[r][c], row, columns[c]);
