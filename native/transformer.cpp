@@ -1,7 +1,6 @@
 #include "transformer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>

@@ -12,10 +12,12 @@ namespace {
 
 // The instructions' tiles are constants: they must be in the text.
 #define M3EDGE_MULTIPLY_TILES(sums, rows, panel) \
-    if constexpr (of_bytes)                      \
-        _tile_dpbusd(sums, rows, panel);         \
-    else                                         \
-        _tile_dpbf16ps(sums, rows, panel)
+    do {                                         \
+        if constexpr (of_bytes)                  \
+            _tile_dpbusd(sums, rows, panel);     \
+        else                                     \
+            _tile_dpbf16ps(sums, rows, panel);   \
+    } while (false)
 
 // Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 panels.
 template <bool of_bytes>
@@ -48,9 +50,7 @@ struct Amx {
             if constexpr (T > 1) {
                 _tile_loadd(5, second_rows + k * tile_bytes, 64);
                 M3EDGE_MULTIPLY_TILES(2, 5, 6);
-                if constexpr (P > 1) {
-                    M3EDGE_MULTIPLY_TILES(3, 5, 7);
-                }
+                if constexpr (P > 1) M3EDGE_MULTIPLY_TILES(3, 5, 7);
             }
         }
         int32_t* second_out = out + tile_rows * stride;
@@ -62,15 +62,11 @@ struct Amx {
     }
 };
 
-struct BrainFloats {
+struct BrainFloats : Unscaled {
     using Element = uint16_t;
     using Products = Amx<false>;
-    static constexpr bool scaled = false;
-    static constexpr float most_share = 1, most_value = 1;
 
-    static float most_score(size_t) { return 1; }
     static M3EDGE_INLINE void put(Element* to, Floats x) { store(to, _mm512_cvtneps_pbh((__m512)x)); }
-    static M3EDGE_INLINE Floats numbers(Ints sums) { return (Floats)sums; }
 };
 
 }  // namespace

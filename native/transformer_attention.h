@@ -238,24 +238,29 @@ struct Attention {
     static constexpr float lowest = -3e38f;
 };
 
-// In float32.
-struct FloatDots {
-    using Register = Floats;
-    using Row = Floats;
-    static constexpr size_t outputs = lanes, rows = lanes == 4 ? 2 : 6, panels = 1;
-
-    static M3EDGE_INLINE Row broadcast(int32_t four) { return all(load<float>(&four)); }
-    static M3EDGE_INLINE Register add_dot(Register sum, Row row, Register weights) { return sum + row * weights; }
-};
-struct SinglePrecision {
-    using Element = float;
-    using Products = InRegisters<FloatDots>;
+// Numbers that are floats themselves.
+struct Unscaled {
     static constexpr bool scaled = false;
     static constexpr float most_share = 1, most_value = 1;
 
     static float most_score(size_t) { return 1; }
-    static M3EDGE_INLINE void put(Element* to, Floats x) { store(to, x); }
     static M3EDGE_INLINE Floats numbers(Ints sums) { return (Floats)sums; }
+};
+
+// In float32.
+struct FloatDots {
+    using Register = Floats;
+    using Row = Floats;
+    static constexpr size_t outputs = lanes, rows = lanes == 4 ? 4 : 6, panels = 1;
+
+    static M3EDGE_INLINE Row broadcast(int32_t four) { return all(load<float>(&four)); }
+    static M3EDGE_INLINE Register add_dot(Register sum, Row row, Register weights) { return sum + row * weights; }
+};
+struct SinglePrecision : Unscaled {
+    using Element = float;
+    using Products = InRegisters<FloatDots>;
+
+    static M3EDGE_INLINE void put(Element* to, Floats x) { store(to, x); }
 };
 
 // In whole numbers of 16 bits, two of them a lane (D), as small as sums of 32 bits need. A key's score is then exact to one

@@ -48,15 +48,6 @@ M3EDGE_INLINE Floats larger(Floats a, Floats b) {
     return a > b ? a : b;
 #endif
 }
-// Whole numbers to as many of 16 bits.
-M3EDGE_INLINE void store_words(int16_t* to, Ints values) {
-#if defined(__AVX512F__)
-    store(to, _mm512_cvtepi32_epi16((__m512i)values));  // one instruction, as above
-#else
-    typedef int16_t Words __attribute__((vector_size(2 * lanes)));
-    store(to, __builtin_convertvector(values, Words));
-#endif
-}
 M3EDGE_INLINE Floats smaller(Floats a, Floats b) {
 #if defined(__AVX512F__)
     return _mm512_min_ps(a, b);
@@ -64,6 +55,15 @@ M3EDGE_INLINE Floats smaller(Floats a, Floats b) {
     return _mm256_min_ps(a, b);
 #else
     return a < b ? a : b;
+#endif
+}
+// Whole numbers to as many of 16 bits.
+M3EDGE_INLINE void store_words(int16_t* to, Ints values) {
+#if defined(__AVX512F__)
+    store(to, _mm512_cvtepi32_epi16((__m512i)values));  // one instruction, as above
+#else
+    typedef int16_t Words __attribute__((vector_size(2 * lanes)));
+    store(to, __builtin_convertvector(values, Words));
 #endif
 }
 M3EDGE_INLINE Floats widened(const int8_t* bytes) { return __builtin_convertvector(load<Bytes>(bytes), Floats); }

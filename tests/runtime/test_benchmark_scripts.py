@@ -227,6 +227,7 @@ def test_the_commands_that_are_shown_have_options_that_their_scripts_know():
 def test_a_model_of_nncfs_that_is_there_is_measured_beside_ours(run, mini_fp32, mini_openvino, twelve, tmp_path):
     """Ours stands for NNCF's, which takes minutes to make: both are as near to fp32 and to each other."""
     pytest.importorskip("torch", reason="the script is one of the export's")
+    pytest.importorskip("m3edge._native", reason="without a compiler there is no engine of our own to compare")
     openvino = pytest.importorskip("openvino")
     theirs = tmp_path / "theirs"
     model = openvino.Core().read_model(str(mini_openvino / "model.static.onnx"))
