@@ -27,8 +27,6 @@ const TransformerKernels* kernels() {
         .in_use();
 }
 
-size_t rounded_up(size_t size, size_t step) { return (size + step - 1) / step * step; }
-
 // Sixteen outputs of four inputs' weights, from rows of outputs to groups of four inputs; and their sums.
 void pack_group(const int8_t* codes, size_t stride, int8_t* out, int32_t* sums) {
     for (size_t j = 0; j < panel_width; ++j) {

@@ -24,7 +24,6 @@ struct Attention {
     using Products = typename E::Products;
     static constexpr size_t depth = tile_depth / sizeof(Element), group = 4 / sizeof(Element);
 
-    static M3EDGE_INLINE size_t up(size_t size, size_t step) { return (size + step - 1) / step * step; }
     static M3EDGE_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
     // A head's packed part: where its arrays begin, in multiples of 64 bytes. Tokens and the keys' width are filled up with
@@ -33,7 +32,7 @@ struct Attention {
         size_t tokens, width, keys = 0, values, key_scales, value_scales, bytes;
 
         M3EDGE_INLINE Packed(size_t n_tokens, size_t head_width)
-            : tokens(up(n_tokens, depth)), width(up(head_width, depth)), values(tokens * width * sizeof(Element)),
+            : tokens(rounded_up(n_tokens, depth)), width(rounded_up(head_width, depth)), values(tokens * width * sizeof(Element)),
               key_scales(values + tokens * head_width * sizeof(Element)), value_scales(key_scales + tokens * sizeof(float)),
               bytes(value_scales + head_width * sizeof(float)) {}
 
@@ -118,7 +117,7 @@ struct Attention {
         size_t bytes;
 
         M3EDGE_INLINE Scratch(size_t head_width)
-            : shares(query_block * up(head_width, depth) * sizeof(Element)),
+            : shares(query_block * rounded_up(head_width, depth) * sizeof(Element)),
               scores(shares + query_block * key_block * sizeof(Element)), sums(scores + query_block * key_block * sizeof(float)),
               totals(sums + query_block * head_width * sizeof(float)), bytes(totals + query_block * lanes * sizeof(float)) {}
     };

@@ -10,10 +10,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "inline.h"
+
 namespace m3edge {
 
 constexpr size_t tile_rows = 16, tile_depth = 64, panel_width = 16;
 constexpr size_t tile_bytes = tile_rows * tile_depth, panel_bytes = panel_width * tile_depth;
+
+// Always inlined: no instruction set's copy may serve another.
+M3EDGE_INLINE size_t rounded_up(size_t size, size_t step) { return (size + step - 1) / step * step; }
 
 // y = x W + b, of x in bytes with a scale for every row and a zero point, W in bytes with a scale for every output.
 struct ByteProduct {

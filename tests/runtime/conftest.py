@@ -1,16 +1,18 @@
-"""What the runtime's tests share: every kernel, in numpy and in each instruction set that this processor has, and an
-index that needs no model."""
+"""What the runtime's tests share: every kernel, in numpy and in each instruction set that this processor has, an index
+that needs no model, and the real model on OpenVINO."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from openvino_texts import TEXTS
 
-from m3edge import Index, _kernels_numpy
+from m3edge import Embeddings, Encoder, Index, _kernels_numpy
 from m3edge.cli import main
 from m3edge.index.graph import HnswGraph
 
@@ -87,3 +89,19 @@ def taken_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     add = HnswGraph.add
     monkeypatch.setattr(HnswGraph, "add", lambda self, new, vectors: (rows.append(len(new)), add(self, new, vectors)))
     return rows
+
+
+@pytest.fixture(scope="module")
+def openvino_encoder(mini_openvino: Path) -> Encoder:
+    return Encoder.load(mini_openvino, "openvino")
+
+
+@pytest.fixture(scope="module")
+def together(openvino_encoder: Encoder) -> Embeddings:
+    return openvino_encoder.encode_passages(TEXTS)
+
+
+@pytest.fixture
+def copied(mini_openvino: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to spoil."""
+    return Path(shutil.copytree(mini_openvino, tmp_path / "model"))
