@@ -17,7 +17,8 @@ class PostingBlock:
 
     tokens:    uint32 [n_tokens], ascending
     starts:    uint32 [n_tokens + 1]; token i owns the postings starts[i]:starts[i + 1]
-    documents: uint16 [n], counted from the block's first document, ascending within a token
+    packed_documents: uint16; for each token in turn its postings' documents, ascending, counted from the block's first;
+               or, where that is shorter, a bitmap of the block's documents, the lowest bit first, `bitmap_words` long
     weights:   uint16 [n]
     counts:    uint8 [(n + 1) // 2], two a byte, the lower half first; 15 stands for a large count
     large_at, large_counts: uint32, int32 [n_large]; the postings with a count of 15 or more, ascending
@@ -29,7 +30,7 @@ class PostingBlock:
         n_documents: int,
         tokens: np.ndarray,
         starts: np.ndarray,
-        documents: np.ndarray,
+        packed_documents: np.ndarray,
         weights: np.ndarray,
         counts: np.ndarray,
         large_at: np.ndarray,
@@ -37,26 +38,27 @@ class PostingBlock:
     ) -> None:
         check_vector("tokens", tokens, np.uint32)
         check_vector("starts", starts, np.uint32)
-        check_vector("documents", documents, np.uint16)
+        check_vector("packed_documents", packed_documents, np.uint16)
         check_vector("weights", weights, np.uint16)
         check_vector("counts", counts, np.uint8)
         check_vector("large_at", large_at, np.uint32)
         check_vector("large_counts", large_counts, np.int32)
-        n = len(documents)
+        n = len(weights)
         if n_documents < 0:
             raise ValueError(f"n_documents must be at least 0, got {n_documents}")
         if n_documents > 65536:
             raise ValueError("a block must hold at most 65536 documents")
         if len(starts) != len(tokens) + 1:
             raise ValueError("starts must be one longer than tokens")
-        if starts[-1] != n or len(weights) != n or len(counts) != (n + 1) // 2 or len(large_at) != len(large_counts):
-            raise ValueError("starts, documents, weights and counts must tell of the same number of postings")
+        if starts[-1] != n or len(counts) != (n + 1) // 2 or len(large_at) != len(large_counts):
+            raise ValueError("starts, weights and counts must tell of the same number of postings")
         if starts[0] != 0:
             raise ValueError("starts must begin with 0")
         if (starts[1:] < starts[:-1]).any():
             raise ValueError("starts must not descend")
         if (tokens[1:] <= tokens[:-1]).any():
             raise ValueError("tokens must ascend")
+        documents = unpacked_documents(n_documents, starts, packed_documents)
         if n and documents.max() >= n_documents:
             raise ValueError("documents must be less than n_documents")
         first = np.zeros(n + 1, bool)
@@ -86,6 +88,33 @@ class PostingBlock:
         large = slice(*np.searchsorted(self.large_at, (where.start, where.stop)))
         counts[self.large_at[large] - where.start] = self.large_counts[large]
         return counts
+
+
+def bitmap_words(n_documents: int) -> int:
+    """How many words of 16 bits a bitmap of so many documents takes: whole groups of 64 documents."""
+    return (n_documents + 63) // 64 * 4
+
+
+def unpacked_documents(n_documents: int, starts: np.ndarray, packed: np.ndarray) -> np.ndarray:
+    """Every posting's document, uint16 [n], from a block's `packed_documents`.
+
+    Raises ValueError where `starts` tells of others.
+    """
+    sizes = starts[1:].astype(np.int64) - starts[:-1]
+    words = bitmap_words(n_documents)
+    taken = np.minimum(sizes, words)
+    if taken.sum() != len(packed):
+        raise ValueError("documents must be as long as starts says")
+    is_bitmap = sizes > words
+    documents = np.empty(int(sizes.sum()), np.uint16)
+    documents[np.repeat(~is_bitmap, sizes)] = packed[np.repeat(~is_bitmap, taken)]
+    bitmaps = packed[np.repeat(is_bitmap, taken)].astype("<u2").reshape(-1, words)
+    for index, bitmap in zip(np.flatnonzero(is_bitmap), bitmaps, strict=True):
+        found = np.flatnonzero(np.unpackbits(bitmap.view(np.uint8), bitorder="little"))
+        if len(found) != sizes[index]:
+            raise ValueError("a bitmap must tell of as many documents as starts says")
+        documents[starts[index] : starts[index + 1]] = found
+    return documents
 
 
 def top_postings(

@@ -125,15 +125,23 @@ struct HeldBlock {
         : tokens(std::move(tokens_)), starts(std::move(starts_)), documents(std::move(documents_)),
           weights(std::move(weights_)), counts(std::move(counts_)), large_at(std::move(large_at_)),
           large_counts(std::move(large_counts_)) {
-        const size_t n = documents.shape(0);
+        const size_t n = weights.shape(0);
         if (n_documents < 0) refuse("n_documents must be at least 0, got " + std::to_string(n_documents));
         if (starts.shape(0) != tokens.shape(0) + 1) refuse("starts must be one longer than tokens");
-        if (starts.data()[tokens.shape(0)] != n || weights.shape(0) != n || counts.shape(0) != (n + 1) / 2 ||
+        if (starts.data()[tokens.shape(0)] != n || counts.shape(0) != (n + 1) / 2 ||
             large_at.shape(0) != large_counts.shape(0))
-            refuse("starts, documents, weights and counts must tell of the same number of postings");
-        block = {size_t(n_documents), tokens.data(),   tokens.shape(0),     starts.data(),     documents.data(),
-                 weights.data(),      counts.data(),   large_at.data(),     large_counts.data(), large_at.shape(0),
-                 {},                  {},              {},                  {}};
+            refuse("starts, weights and counts must tell of the same number of postings");
+        block.n_documents = size_t(n_documents);
+        block.tokens = tokens.data();
+        block.n_tokens = tokens.shape(0);
+        block.starts = starts.data();
+        block.documents = documents.data();
+        block.document_words = documents.shape(0);
+        block.weights = weights.data();
+        block.counts = counts.data();
+        block.large_at = large_at.data();
+        block.large_counts = large_counts.data();
+        block.n_large = large_at.shape(0);
         block.prepare();
     }
 };
@@ -287,7 +295,7 @@ NB_MODULE(_native, module) {
     nb::class_<HeldBlock>(module, "PostingBlock")
         .def(nb::init<int64_t, Vector<uint32_t>, Vector<uint32_t>, Vector<uint16_t>, Vector<uint16_t>, Vector<uint8_t>,
                       Vector<uint32_t>, Vector<int32_t>>(),
-             "n_documents"_a, "tokens"_a.noconvert(), "starts"_a.noconvert(), "documents"_a.noconvert(),
+             "n_documents"_a, "tokens"_a.noconvert(), "starts"_a.noconvert(), "packed_documents"_a.noconvert(),
              "weights"_a.noconvert(), "counts"_a.noconvert(), "large_at"_a.noconvert(), "large_counts"_a.noconvert());
     module.def("top_postings", &top_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
                "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "allowed"_a.noconvert(), "k"_a,

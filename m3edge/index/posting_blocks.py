@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from m3edge._postings_numpy import bitmap_words, unpacked_documents
 from m3edge.embeddings import SparseRows, offsets_of
 
 BLOCK_DOCUMENTS = 65536  # a document's number in its block takes 16 bits
@@ -20,7 +21,7 @@ class BlockArrays(NamedTuple):
     n_documents: int
     tokens: np.ndarray
     starts: np.ndarray
-    documents: np.ndarray
+    packed_documents: np.ndarray
     weights: np.ndarray
     counts: np.ndarray
     large_at: np.ndarray
@@ -43,9 +44,7 @@ def join(first: BlockArrays, second: BlockArrays) -> list[BlockArrays]:
     """Both blocks' documents in one block or, when they are more than 65,536, in a full one and a second."""
     n = first.n_documents + second.n_documents
     tokens = np.concatenate([_posting_tokens(first), _posting_tokens(second)])
-    documents = np.concatenate(
-        [first.documents.astype(np.int32), second.documents.astype(np.int32) + first.n_documents]
-    )
+    documents = np.concatenate([_documents(first), _documents(second) + first.n_documents])
     weights = np.concatenate([first.weights, second.weights])
     counts = np.concatenate([_unpacked_counts(first), _unpacked_counts(second)])
     if n <= BLOCK_DOCUMENTS:
@@ -64,6 +63,15 @@ def coarser(block: BlockArrays, bits: int) -> BlockArrays:
     """The block with weights in steps 2 ** bits as large. Rounded down twice is rounded down once: nothing is lost
     that the larger steps would have kept."""
     return block._replace(weights=block.weights >> np.uint16(bits))
+
+
+def size_bytes(block: BlockArrays) -> int:
+    """Memory that the block takes: its arrays, and what the native kernels keep of each longer list and each bitmap."""
+    sizes = np.diff(block.starts)
+    n_tops = int(np.count_nonzero(sizes > 96))
+    n_bitmaps = int(np.count_nonzero(sizes > bitmap_words(block.n_documents)))
+    n_ranks = n_bitmaps * ((block.n_documents + 255) // 256)
+    return sum(array.nbytes for array in block[1:]) + 8 * n_tops + 8 * n_bitmaps + 2 * n_ranks
 
 
 def blocks_to_arrays(blocks: Sequence[BlockArrays]) -> dict[str, np.ndarray]:
@@ -94,11 +102,12 @@ def _sorted_block(
     tokens, counts = tokens[order], counts[order]
     begins = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]]))[: len(tokens)]
     large_at = np.flatnonzero(counts >= _LARGE_COUNT).astype(np.uint32)
+    starts = np.append(begins, len(tokens)).astype(np.uint32)
     return BlockArrays(
         n_documents,
         tokens[begins],
-        np.append(begins, len(tokens)).astype(np.uint32),
-        documents[order].astype(np.uint16),
+        starts,
+        _packed_documents(n_documents, starts, documents[order].astype(np.uint16)),
         weights[order],
         _packed_counts(counts),
         large_at,
@@ -108,6 +117,26 @@ def _sorted_block(
 
 def _posting_tokens(block: BlockArrays) -> np.ndarray:
     return np.repeat(block.tokens, np.diff(block.starts))
+
+
+def _documents(block: BlockArrays) -> np.ndarray:
+    return unpacked_documents(block.n_documents, block.starts, block.packed_documents).astype(np.int32)
+
+
+def _packed_documents(n_documents: int, starts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """documents: uint16, of each posting; returns a block's `packed_documents`"""
+    sizes = np.diff(starts)
+    words = bitmap_words(n_documents)
+    is_bitmap = sizes > words
+    packed = np.empty(int(np.minimum(sizes, words).sum()), np.uint16)
+    at = np.repeat(is_bitmap, np.minimum(sizes, words))
+    packed[~at] = documents[np.repeat(~is_bitmap, sizes)]
+    bitmaps = np.zeros((np.count_nonzero(is_bitmap), 16 * words), bool)
+    numbers = np.repeat(np.cumsum(is_bitmap) - 1, sizes)
+    bits = np.repeat(is_bitmap, sizes)
+    bitmaps[numbers[bits], documents[bits]] = True
+    packed[at] = np.packbits(bitmaps, axis=1, bitorder="little").view("<u2").reshape(-1)
+    return packed
 
 
 def _packed_counts(counts: np.ndarray) -> np.ndarray:
@@ -121,4 +150,4 @@ def _unpacked_counts(block: BlockArrays) -> np.ndarray:
     counts = np.empty(2 * len(block.counts), np.int32)
     counts[::2], counts[1::2] = block.counts & 15, block.counts >> 4
     counts[block.large_at] = block.large_counts
-    return counts[: len(block.documents)]
+    return counts[: len(block.weights)]

@@ -33,6 +33,7 @@ from m3edge.index.posting_blocks import (
     blocks_to_arrays,
     coarser,
     join,
+    size_bytes,
 )
 from m3edge.scoring import sum_rows
 
@@ -91,16 +92,12 @@ class PostingIndex:
 
     @property
     def n_postings(self) -> int:
-        return sum(len(block.documents) for block in self._blocks)
+        return sum(len(block.weights) for block in self._blocks)
 
     @property
     def size_bytes(self) -> int:
         """Memory that the arrays take."""
-        arrays = [array for block in self._blocks for array in block[1:]]
-        lengths = [np.diff(block.starts) for block in self._blocks]
-        # What the native kernels keep of each longer list, and of the longest
-        kept = sum(8 * np.count_nonzero(each > 96) + 516 * np.count_nonzero(each > 4096) for each in lengths)
-        return sum(array.nbytes for array in arrays) + int(kept) + self._lengths.nbytes + self.alive.nbytes
+        return sum(map(size_bytes, self._blocks)) + self._lengths.nbytes + self.alive.nbytes
 
     def add(self, rows: SparseRows) -> None:
         """Append documents. Raises ValueError for weights that are negative or not finite."""

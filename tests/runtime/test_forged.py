@@ -78,7 +78,8 @@ def fields(change):
 
 
 POSTINGS = [
-    setting("documents", -1, 65535),
+    setting("packed_documents", 0, 65535),
+    setting("packed_documents", -1, 65535),
     setting("starts", 1, 2**32 - 1),
     setting("starts", 0, 5),
     setting("tokens", 0, 2**32 - 1),

@@ -279,7 +279,7 @@ def test_wrong_arguments_are_refused(kernels, changes, error):
         {"n_documents": 70_000},
         {"tokens": np.array([2, 1], np.uint32)},
         {"starts": np.array([0, 3, 2], np.uint32)},
-        {"documents": np.array([1, 0, 0], np.uint16)},
+        {"packed_documents": np.array([1, 0, 0], np.uint16)},
         {"weights": np.array([1], np.uint16)},
     ],
 )
@@ -287,3 +287,57 @@ def test_a_block_that_is_none_is_refused(kernels, changes):
     block = arguments()["blocks"][0]
     with pytest.raises(ValueError, match=r"must"):
         kernels.PostingBlock(*block._replace(**changes))
+
+
+def frequent_and_rare():
+    """200 documents: all hold token 1, every third token 2, three of them token 3."""
+    texts = [{1: (0.5, 1)} for _ in range(200)]
+    for i in range(0, 200, 3):
+        texts[i][2] = (i / 400, 1 + i % 20)
+    for i in (5, 64, 199):
+        texts[i][3] = (0.25, 2)
+    return texts
+
+
+def test_frequent_tokens_documents_are_a_bitmap():
+    block = block_of_rows(rows(frequent_and_rare()), 0, 200, 0)
+    words = (200 + 63) // 64 * 4
+    assert np.diff(block.starts).tolist() == [200, 67, 3]
+    assert len(block.packed_documents) == words + words + 3
+    assert block.packed_documents[:words].tolist() == 12 * [65535] + [255, 0, 0, 0]
+    assert block.packed_documents[-3:].tolist() == [5, 64, 199]
+
+
+@pytest.mark.parametrize("lexical", LEXICAL)
+def test_frequent_and_rare_tokens_are_scored_alike(kernels, lexical):
+    texts = frequent_and_rare()
+    with running(kernels):
+        index = PostingIndex()
+        index.add(rows(texts))
+        query = {1: (0.5, 1), 2: (1.0, 2), 3: (1.0, 1)}
+        ready = index.query(rows([query]), lexical)
+        expected = textbook(query, texts, index.alive, lexical)
+        np.testing.assert_allclose(index.scores(ready, np.arange(200)), expected, atol=1e-3)
+        for k in (1, 3, 50, 200):
+            found = index.top(ready, k)
+            np.testing.assert_allclose(found.scores, np.sort(expected)[::-1][:k], atol=1e-3)
+        assert kernels.count_postings(index._kernel_blocks, 2, np.arange(200) < 100) == 34
+
+
+@pytest.mark.parametrize(
+    ("word", "bits"), [(0, 65534), (12, 511), (15, 32768), (3, 0)], ids=["one less", "one more", "behind", "none"]
+)
+def test_a_bitmap_that_tells_of_other_documents_is_refused(kernels, word, bits):
+    block = block_of_rows(rows(frequent_and_rare()), 0, 200, 0)
+    packed = block.packed_documents.copy()
+    packed[word] = bits
+    with pytest.raises(ValueError, match="must"):
+        kernels.PostingBlock(*block._replace(packed_documents=packed))
+
+
+def test_a_bitmap_of_documents_that_are_not_there_is_refused(kernels):
+    block = block_of_rows(rows(frequent_and_rare()), 0, 200, 0)
+    packed = block.packed_documents.copy()
+    packed[0], packed[12] = 65534, 511  # as many as before, but the last is document 200
+    with pytest.raises(ValueError, match="documents must be less than n_documents"):
+        kernels.PostingBlock(*block._replace(packed_documents=packed))
