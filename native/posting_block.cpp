@@ -40,9 +40,9 @@ void PostingBlock::prepare() {
     }
     check();
     for (size_t i = 0; i < n_tokens; ++i) {
-        if (starts[i + 1] - starts[i] <= short_list) continue;
+        if (!is_long(i)) continue;
         long_tokens_.push_back(uint32_t(i));
-        long_tops_.push_back(find_top(starts[i], starts[i + 1]));
+        long_tops_.push_back({find_largest_weight(i), find_largest_count(i)});
     }
 }
 
@@ -85,19 +85,31 @@ PostingList PostingBlock::list(size_t token) const {
     return list;
 }
 
-PostingBlock::Top PostingBlock::find_top(size_t begin, size_t end) const {
-    Top top{0, 0};
-    for (size_t i = begin; i < end; ++i) {
-        top.weight = std::max(top.weight, weights[i]);
-        top.count = std::max(top.count, uint8_t(std::clamp(count(i), 0, 255)));
-    }
-    return top;
+uint16_t PostingBlock::largest_weight(size_t token) const {
+    return is_long(token) ? long_top(token).weight : find_largest_weight(token);
 }
 
-PostingBlock::Top PostingBlock::top(size_t token) const {
-    if (starts[token + 1] - starts[token] <= short_list) return find_top(starts[token], starts[token + 1]);
+uint8_t PostingBlock::largest_count(size_t token) const {
+    return is_long(token) ? long_top(token).count : find_largest_count(token);
+}
+
+bool PostingBlock::is_long(size_t token) const { return starts[token + 1] - starts[token] > short_list; }
+
+const PostingBlock::Top& PostingBlock::long_top(size_t token) const {
     const auto found = std::lower_bound(long_tokens_.begin(), long_tokens_.end(), uint32_t(token));
     return long_tops_[size_t(found - long_tokens_.begin())];
+}
+
+uint16_t PostingBlock::find_largest_weight(size_t token) const {
+    uint16_t largest = 0;
+    for (size_t i = starts[token]; i < starts[token + 1]; ++i) largest = std::max(largest, weights[i]);
+    return largest;
+}
+
+uint8_t PostingBlock::find_largest_count(size_t token) const {
+    int32_t largest = 0;
+    for (size_t i = starts[token]; i < starts[token + 1]; ++i) largest = std::max(largest, count(i));
+    return uint8_t(std::min(largest, 255));
 }
 
 int32_t PostingBlock::count(size_t posting) const {

@@ -100,12 +100,6 @@ struct PostingBlock {
     const int32_t* large_counts;
     size_t n_large;
 
-    // The largest weight and count of a token's postings; a count of 255 stands for that or more.
-    struct Top {
-        uint16_t weight;
-        uint8_t count;
-    };
-
     // Tells what the arrays say from what they cost to say it. Throws std::invalid_argument when they are not as described
     // above; before it, nothing else may be called.
     void prepare();
@@ -114,17 +108,26 @@ struct PostingBlock {
     size_t n_postings() const { return starts[n_tokens]; }
     bool find_token(uint32_t token, size_t& index) const;
     PostingList list(size_t token) const;
-    Top top(size_t token) const;
     int32_t count(size_t posting) const;
+    // Of a token's postings the largest weight, and the largest count, of which 255 stands for that or more
+    uint16_t largest_weight(size_t token) const;
+    uint8_t largest_count(size_t token) const;
 
   private:
+    struct Top {
+        uint16_t weight;
+        uint8_t count;
+    };
     struct Bitmap {
         uint32_t token;      // its index
         uint32_t documents;  // where it begins in `documents`
     };
 
     void check() const;
-    Top find_top(size_t begin, size_t end) const;
+    bool is_long(size_t token) const;
+    const Top& long_top(size_t token) const;
+    uint16_t find_largest_weight(size_t token) const;
+    uint8_t find_largest_count(size_t token) const;
     size_t ranks_of_one() const { return (n_documents + rank_step - 1) / rank_step; }
 
     std::vector<uint32_t> long_tokens_;  // indices of the tokens whose tops are kept, ascending

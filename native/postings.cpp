@@ -24,6 +24,7 @@ constexpr size_t look_up_cost = 32;         // to look one document up in a list
 constexpr size_t look_up_bit_cost = 8;      // in a bitmap
 constexpr size_t documents_a_posting = 10;  // to add the stored weights of so many of a bitmap's documents
 constexpr size_t keep_cost = 24;
+constexpr size_t few_postings = 512;
 
 constexpr double min_cost_a_thread = 1e5;  // in postings
 
@@ -36,7 +37,7 @@ struct StoredWeights {
 
     StoredWeights(const PostingBlock& of, size_t, int64_t, const LengthNorms&) : block(of) {}
     uint32_t part(size_t posting, uint32_t) const { return block.weights[posting]; }
-    uint32_t largest(PostingBlock::Top top) const { return top.weight; }
+    uint32_t largest(size_t token) const { return block.largest_weight(token); }
     static size_t cost(const PostingList& list) {
         return list.is_bitmap() ? list.n_documents / documents_a_posting : list.size();
     }
@@ -50,8 +51,9 @@ struct Bm25Parts {
     Bm25Parts(const PostingBlock& of, size_t index, int64_t first, const LengthNorms& all)
         : block(of), norms(all.norms + first), smallest(all.smallest[index]) {}
     uint32_t part(size_t posting, uint32_t document) const { return saturated(block.count(posting), norms[document]); }
-    uint32_t largest(PostingBlock::Top top) const {
-        return top.count == 255 ? full_part : saturated(top.count, smallest);
+    uint32_t largest(size_t token) const {
+        const uint8_t count = block.largest_count(token);
+        return count == 255 ? full_part : saturated(count, smallest);
     }
     static size_t cost(const PostingList& list) { return list.size(); }
 
@@ -77,7 +79,7 @@ std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query,
         size_t token;
         if (!block.find_token(query.tokens[i], token)) continue;
         const uint32_t factor = query.factors[i];
-        const int64_t bound = product(factor, parts.largest(block.top(token)));
+        const int64_t bound = product(factor, parts.largest(token));
         const PostingList list = block.list(token);
         if (bound > 0) lists.push_back({list, factor, bound, Parts::cost(list)});
     }
@@ -252,8 +254,18 @@ class Search {
     void search(const Window& window, Best& best) {
         choose_essential(plan_.lists(window), best.floor());
         const Parts& parts = plan_.parts(window);
-        for (const List* list : essential_) add_all(*list, parts, window);
-        collect(window, best.floor() - others_bound_);
+        is_all_touched_ = n_essential_postings(window) > few_postings;
+        if (is_all_touched_) {
+            for (const List* list : essential_) add_all(*list, parts, window);
+            collect(window, best.floor() - others_bound_);
+        } else {
+            n_candidates_ = 0;
+            for (const List* list : essential_) add_few(*list, parts, window);
+            n_touched_ = n_candidates_;
+            std::memcpy(touched_, candidates_, n_touched_ * sizeof *touched_);
+            keep_above(best.floor() - others_bound_);
+            keep_allowed(window);
+        }
         int64_t rest = others_bound_;
         for (const List* list : others_) {
             if (n_candidates_ == 0) break;
@@ -266,7 +278,35 @@ class Search {
         }
         for (size_t i = 0; i < n_candidates_; ++i)
             best.push(sums_[candidates_[i]], window.first + window.start + candidates_[i]);
-        std::memset(sums_, 0, sizeof sums_);
+        forget();
+    }
+
+    // So many postings have the lists that must be read; if there are more than a few, at least those.
+    size_t n_essential_postings(const Window& window) const {
+        size_t n = 0;
+        for (const List* list : essential_) {
+            if (list->is_bitmap() || n > few_postings) return few_postings + 1;
+            n += list->at_or_after(window.stop) - list->at_or_after(window.start);
+        }
+        return n;
+    }
+
+    // As add_each, noting as candidates what was 0 before.
+    void add_few(const List& list, const Parts& parts, const Window& window) {
+        list.for_each(window.start, window.stop, [&](uint32_t document, size_t posting) {
+            const uint32_t i = document - window.start;
+            const int32_t before = sums_[i];
+            sums_[i] += int32_t(product(list.factor, parts.part(posting, document)));
+            candidates_[n_candidates_] = i;
+            n_candidates_ += size_t(before == 0) & size_t(sums_[i] != 0);
+        });
+    }
+
+    void forget() {
+        if (is_all_touched_)
+            std::memset(sums_, 0, sizeof sums_);
+        else
+            for (size_t i = 0; i < n_touched_; ++i) sums_[touched_[i]] = 0;
     }
 
     // Lists whose bounds together cannot lift a document above the floor need not be read from end to end.
@@ -310,6 +350,17 @@ class Search {
             if (sums_[i] > needed && allowed[i]) candidates_[n_candidates_++] = uint32_t(i);
     }
 
+    void keep_allowed(const Window& window) {
+        const bool* allowed = allowed_ + window.first + window.start;
+        size_t n = 0;
+        for (size_t i = 0; i < n_candidates_; ++i) {
+            const uint32_t document = candidates_[i];
+            candidates_[n] = document;
+            n += size_t(allowed[document]);
+        }
+        n_candidates_ = n;
+    }
+
     void keep_above(int64_t needed) {
         size_t n = 0;
         for (size_t i = 0; i < n_candidates_; ++i) {
@@ -326,6 +377,7 @@ class Search {
         const size_t cost_of_each = list.is_bitmap() ? look_up_bit_cost : look_up_cost;
         if (n_candidates_ * cost_of_each > cost_of_all) {
             add_all(list, parts, window);
+            is_all_touched_ = true;
             return;
         }
         for (size_t i = 0; i < n_candidates_; ++i) {
@@ -345,6 +397,9 @@ class Search {
     size_t n_candidates_ = 0;
     uint32_t candidates_[window_size + collect_step];  // counted from the window's first document
     alignas(64) int32_t sums_[window_size] = {};
+    bool is_all_touched_ = true;  // or only some sums are not 0
+    size_t n_touched_ = 0;
+    uint32_t touched_[few_postings];
 };
 
 // The best k, unless a floor that was expected turned out too high: then fewer.
