@@ -27,7 +27,6 @@ from m3edge.embeddings import Embeddings
 from m3edge.files import write_atomically
 from m3edge.index import Index
 from m3edge.index.ranking import distinct
-from m3edge.scoring import dense_scores
 
 RESULTS = Path(__file__).parent / "results"
 DIM, TOKENS, QUERIES = 384, 60, 300
@@ -110,8 +109,7 @@ def stages(index: Index, queries: list[Embeddings], n_threads: int) -> dict[str,
             lexical = timed("lexical query", state.postings.query, query.sparse)
             found = timed("sparse candidates", state.postings.top, lexical, 100).positions
             both = timed("union", lambda *each: distinct(np.concatenate(each)), dense, found)
-            vectors = timed("fetching vectors", state.dense.vectors, both)
-            timed("dense scores", dense_scores, vector, vectors)
+            timed("dense scores", state.dense.scores, vector, both)
             timed("sparse scores", state.postings.scores, lexical, both)
             starts, counts = state.token_starts[both], state.token_counts[both]
             timed("token scores", tokens.scores, query.tokens.vectors, starts, counts, n_threads)

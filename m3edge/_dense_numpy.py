@@ -90,3 +90,20 @@ def dense_candidates(
         positions, scores, slack = positions[kept], scores[kept], slack[kept]
     order = np.lexsort((positions, -scores))
     return positions[order].astype(np.int64), (scores + slack)[order]
+
+
+def dense_scores(query: np.ndarray, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """⟨query, vector⟩ of some of many vectors: float32 [m], added up in float32 in some order, the same for all.
+
+    query: float32 [dim]; vectors: float32 [n, dim]; positions: int64 [m], below n
+    Raises TypeError for an array of another type or not C-contiguous, ValueError for what does not fit together.
+    """
+    check_array("query", query, np.float32, 1)
+    check_array("vectors", vectors, np.float32, 2)
+    check_array("positions", positions, np.int64, 1)
+    if len(query) != vectors.shape[1]:
+        raise ValueError(f"query and vectors must be of one width, got {len(query)} and {vectors.shape[1]}")
+    wrong = positions[(positions < 0) | (positions >= len(vectors))]
+    if len(wrong):
+        raise ValueError(f"positions must lie within the {len(vectors)} vectors, got {wrong[0]}")
+    return np.einsum("ij,j->i", vectors[positions], query)  # not @: BLAS adds up a matrix's last rows in another order

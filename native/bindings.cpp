@@ -108,6 +108,24 @@ auto dense_candidates(const Vector<float>& query, const Matrix<int8_t>& codes, c
     return std::make_tuple(positions, bounds);
 }
 
+Result<float> dense_scores(const Vector<float>& query, const Matrix<float>& vectors, const Vector<int64_t>& positions) {
+    if (query.shape(0) != vectors.shape(1))
+        refuse("query and vectors must be of one width, got " + std::to_string(query.shape(0)) + " and " +
+               std::to_string(vectors.shape(1)));
+    const int64_t rows = int64_t(vectors.shape(0));
+    const size_t n = positions.shape(0);
+    for (size_t i = 0; i < n; ++i)
+        if (positions.data()[i] < 0 || positions.data()[i] >= rows)
+            refuse("positions must lie within the " + std::to_string(rows) + " vectors, got " +
+                   std::to_string(positions.data()[i]));
+    Result<float> scores = new_vector<float>(n);
+    {
+        nb::gil_scoped_release release;
+        m3edge::dense_scores(query.data(), vectors.data(), vectors.shape(1), positions.data(), n, scores.data());
+    }
+    return scores;
+}
+
 // Posting lists
 
 // The arrays and, kept alive with them, what C++ reads of them.
@@ -291,6 +309,8 @@ NB_MODULE(_native, module) {
     module.def("dense_codes", &dense_codes, "vectors"_a.noconvert());
     module.def("dense_candidates", &dense_candidates, "query"_a.noconvert(), "codes"_a.noconvert(),
                "scales"_a.noconvert(), "errors"_a.noconvert(), "allowed"_a.noconvert(), "k"_a, "n_threads"_a);
+
+    module.def("dense_scores", &dense_scores, "query"_a.noconvert(), "vectors"_a.noconvert(), "positions"_a.noconvert());
 
     nb::class_<HeldBlock>(module, "PostingBlock")
         .def(nb::init<int64_t, Vector<uint32_t>, Vector<uint32_t>, Vector<uint16_t>, Vector<uint16_t>, Vector<uint8_t>,

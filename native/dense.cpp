@@ -97,6 +97,8 @@ void prefetch(const void* address) {
 #endif
 }
 
+constexpr size_t cache_line = 64;
+
 // The candidates among rows first ... last.
 class Scan {
   public:
@@ -119,7 +121,7 @@ class Scan {
     }
 
   private:
-    static constexpr size_t waiting_rows = 16, cache_line = 64;
+    static constexpr size_t waiting_rows = 16;
     static_assert(waiting_rows % dot_rows == 0, "a group must not go round the end");
 
     void score(const size_t* group, size_t n, Sieve& sieve) {
@@ -194,6 +196,29 @@ std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCode
         return a.score != b.score ? a.score > b.score : a.position < b.position;
     });
     return std::move(all.kept());
+}
+
+void dense_scores(const float* query, const float* vectors, size_t dim, const int64_t* positions, size_t n,
+                  float* scores) {
+    // The rows lie anywhere: each is waited for in whole, unless it was asked for while others were multiplied.
+    constexpr size_t rows_ahead = 4, line_numbers = cache_line / sizeof(float), lanes = 16;
+    const auto ask_for = [&](size_t i) {
+        const float* row = vectors + size_t(positions[i]) * dim;
+        for (size_t k = 0; k < dim; k += line_numbers) prefetch(row + k);
+    };
+    for (size_t i = 0; i < std::min(n, rows_ahead); ++i) ask_for(i);
+    for (size_t i = 0; i < n; ++i) {
+        if (i + rows_ahead < n) ask_for(i + rows_ahead);
+        const float* row = vectors + size_t(positions[i]) * dim;
+        float sums[lanes] = {};  // independent, or each addition would wait for the last
+        size_t k = 0;
+        for (; k + lanes <= dim; k += lanes)
+            for (size_t lane = 0; lane < lanes; ++lane) sums[lane] += row[k + lane] * query[k + lane];
+        for (size_t lane = 0; k < dim; ++k, ++lane) sums[lane] += row[k] * query[k];
+        for (size_t half = lanes / 2; half > 0; half /= 2)
+            for (size_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+        scores[i] = sums[0];
+    }
 }
 
 }  // namespace m3edge

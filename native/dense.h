@@ -31,4 +31,9 @@ void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, floa
 std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCodes& rows, const bool* allowed, size_t k,
                                              size_t n_threads);
 
+// The inner products of a query with some of the rows of a matrix, in float32; of equal rows equal ones.
+//   positions: of n rows; scores: n numbers
+void dense_scores(const float* query, const float* vectors, size_t dim, const int64_t* positions, size_t n,
+                  float* scores);
+
 }  // namespace m3edge

@@ -23,21 +23,17 @@ M3EDGE_INLINE void raise(float* best, const int32_t* sums, const Tile& tile, int
     _mm512_storeu_ps(best, highest);
 }
 
-// The dimensions `counted` of some rows, zeros for the others. Rows of records lie across cache lines; a tile that was
-// read from there directly would read each line twice.
+// The dimensions `counted` of some rows, zeros for the others.
 M3EDGE_INLINE void copy_rows(const int8_t* rows, size_t stride, int n_rows, __mmask64 counted, int8_t* out) {
     for (int r = 0; r < n_rows; ++r)
         _mm512_store_si512(out + r * depth, _mm512_maskz_loadu_epi8(counted, rows + r * stride));
 }
 
-// Products of one or two tiles' rows, from row `first` on, with one or two blocks of query tokens. `next`: what will be
-// read after them
-template <int row_tiles, int blocks>
-M3EDGE_INLINE void multiply(const Tile& tile, int first, const uint8_t* query, float* best, const int8_t* next) {
-    const int remaining = tile.n_rows - first;
-    const int n_rows[2] = {remaining < tile_rows ? remaining : tile_rows,
-                           remaining < 2 * tile_rows ? remaining - tile_rows : tile_rows};
-    const int8_t* rows[2] = {tile.rows + first * tile.stride, tile.rows + (first + tile_rows) * tile.stride};
+// Products of one or two tiles' rows with one or two blocks of query tokens. first: each tile's first row; is_whole: they
+// have sixteen rows each, else there is one, with those of `tile`; next: what will be read after them
+template <int row_tiles, int blocks, bool is_whole>
+M3EDGE_INLINE void multiply(const Tile& tile, const int first[2], const uint8_t* query, float* best, const int8_t* next) {
+    const int n_rows = is_whole ? tile_rows : tile.n_rows;
     const uint8_t* other = query + tile.width * lanes;  // the next block
     alignas(64) int8_t copies[2][tile_rows * depth];    // rows that are not there give sums that nobody reads
     _tile_zero(0);
@@ -47,19 +43,27 @@ M3EDGE_INLINE void multiply(const Tile& tile, int first, const uint8_t* query, f
     for (size_t k = 0; k < tile.width; k += depth) {
         for (size_t line = 0; line < row_tiles * tile_rows; ++line)
             fetch_ahead(next + k * (row_tiles * tile_rows) + line * cache_line);
+        const int8_t* rows[2] = {tile.rows + first[0] * tile.stride + k, tile.rows + first[1] * tile.stride + k};
+        size_t stride = tile.stride;
         const size_t rest = tile.width - k;  // behind it, what the query's tile holds does not count
-        const __mmask64 counted = rest < depth ? (__mmask64(1) << rest) - 1 : ~__mmask64(0);
-        for (int t = 0; t < row_tiles; ++t) copy_rows(rows[t] + k, tile.stride, n_rows[t], counted, copies[t]);
-        M3EDGE_SETTLE_MEMORY();
+        if (!is_whole || rest < depth) {
+            const __mmask64 counted = rest < depth ? (__mmask64(1) << rest) - 1 : ~__mmask64(0);
+            for (int t = 0; t < row_tiles; ++t) {
+                copy_rows(rows[t], stride, n_rows, counted, copies[t]);
+                rows[t] = copies[t];
+            }
+            stride = depth;
+            M3EDGE_SETTLE_MEMORY();
+        }
         _tile_loadd(6, query + k * lanes, lanes * 4);
-        _tile_loadd(4, copies[0], depth);
+        _tile_loadd(4, rows[0], stride);
         _tile_dpbssd(0, 4, 6);
         if constexpr (blocks > 1) {
             _tile_loadd(7, other + k * lanes, lanes * 4);
             _tile_dpbssd(1, 4, 7);
         }
         if constexpr (row_tiles > 1) {
-            _tile_loadd(5, copies[1], depth);
+            _tile_loadd(5, rows[1], stride);
             _tile_dpbssd(2, 5, 6);
             if constexpr (blocks > 1) _tile_dpbssd(3, 5, 7);
         }
@@ -72,18 +76,26 @@ M3EDGE_INLINE void multiply(const Tile& tile, int first, const uint8_t* query, f
     M3EDGE_SETTLE_MEMORY();
     for (int t = 0; t < row_tiles; ++t)
         for (int block = 0; block < blocks; ++block)
-            raise(best + block * lanes, sums[t][block], tile, first + t * tile_rows, n_rows[t]);
+            raise(best + block * lanes, sums[t][block], tile, first[t], n_rows);
 }
 
+// Where rows do not divide by sixteen, the last sixteen hold some that the tile before held as well: a maximum does not
+// change when it is taken twice.
 template <int blocks>
 void multiply_rows(const Tile& tile, const uint8_t* query, float* best) {
-    constexpr int step = 2 * tile_rows;
-    for (int row = 0; row < tile.n_rows; row += step) {
-        const int8_t* next = row + step < tile.n_rows ? tile.rows + (row + step) * tile.stride : tile.next;
-        if (tile.n_rows - row > tile_rows)
-            multiply<2, blocks>(tile, row, query, best, next);
+    const int last = tile.n_rows - tile_rows;
+    if (last < 0) {
+        const int first[2] = {0, 0};
+        return multiply<1, blocks, false>(tile, first, query, best, tile.next);
+    }
+    for (int row = 0; row < tile.n_rows; row += 2 * tile_rows) {
+        const int after = row + 2 * tile_rows;
+        const int first[2] = {row < last ? row : last, row + tile_rows < last ? row + tile_rows : last};
+        const int8_t* next = after < tile.n_rows ? tile.rows + (after < last ? after : last) * tile.stride : tile.next;
+        if (row + tile_rows < tile.n_rows)
+            multiply<2, blocks, true>(tile, first, query, best, next);
         else
-            multiply<1, blocks>(tile, row, query, best, next);
+            multiply<1, blocks, true>(tile, first, query, best, next);
     }
 }
 

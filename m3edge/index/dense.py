@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m3edge import kernels
 from m3edge.errors import FormatError
 from m3edge.index.graph import HnswConfig, HnswGraph, hnswlib_is_installed
 from m3edge.index.growing import GrowingArray
@@ -74,6 +75,11 @@ class DenseIndex:
         if self._mode == "auto":
             return len(self) * self._dim > AUTO_NUMBERS and hnswlib_is_installed()
         return self._mode == "hnsw"
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether searches ask a graph, which takes one thread, unless a filter passes few documents."""
+        return self._graph is not None
 
     def successor(self) -> DenseIndex:
         """One that goes on from here. This one can be searched as before, whatever is added to its successor."""
@@ -139,11 +145,15 @@ class DenseIndex:
             return np.empty(0, np.int64)
         if self._graph is not None and (found := self._asked(self._graph, query, k, allowed, n_allowed)) is not None:
             return found
-        return self._whole_scan().top(query, k, allowed, self.vectors, n_threads)
+        return self._whole_scan().top(query, k, allowed, partial(self.scores, query), n_threads)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """The vectors of some documents: float32 [n, dim]. positions: int64 [n]"""
         return self._vectors.array[positions]
+
+    def scores(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """⟨query, vector⟩ of some documents: float32 [n]. query: float32 [dim]; positions: int64 [n]"""
+        return kernels.dense_scores(np.ascontiguousarray(query, np.float32), self._vectors.array, positions)
 
     # The derived files
 
@@ -257,6 +267,10 @@ class DenseIndex:
 
     def _positions(self, rows: np.ndarray) -> np.ndarray:
         """Where those of these rows stand that are known; int64 [at most n], in their order."""
-        positions = np.searchsorted(self._rows.array, rows)
-        positions[positions == len(self)] = 0
-        return positions[self._rows.array[positions] == rows]
+        known = self._rows.array
+        if len(known) and known[-1] - known[0] == len(known) - 1:  # none is missing: nothing to look for
+            positions = rows - known[0]
+            return positions[(positions >= 0) & (positions < len(known))]
+        positions = np.searchsorted(known, rows)
+        positions[positions == len(known)] = 0
+        return positions[known[positions] == rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from m3edge.embeddings import Embeddings, SparseRows, TokenRows
 from m3edge.errors import ModelMismatchError
 
-_UNIT = 0.01  # how far from 1 the length of a vector may be: half precision and 8 bits round
+_UNIT_SQUARES = 0.99**2, 1.01**2  # a length may be so far from 1: half precision and 8 bits round
 _LARGEST_INT32 = 2**31 - 1
 
 
@@ -37,7 +36,7 @@ def checked_embeddings(name: str, given: Embeddings, heads: Collection[str], mod
     if tokens is not None:
         vectors = _unit_vectors(f"{name}'s tokens vectors", tokens.vectors, model["token_dim"])
         tokens = TokenRows(vectors, _offsets(f"{name}'s tokens offsets", tokens.offsets, n, len(vectors)))
-    return dataclasses.replace(given, dense=dense, sparse=sparse, tokens=tokens)
+    return Embeddings(dense=dense, sparse=sparse, tokens=tokens, truncated=given.truncated)
 
 
 def _sparse_rows(name: str, given: SparseRows, n: int) -> SparseRows:
@@ -47,9 +46,10 @@ def _sparse_rows(name: str, given: SparseRows, n: int) -> SparseRows:
     if not len(ids) == len(weights) == len(counts):
         raise ValueError(f"{name}'s sparse part must have as many ids as weights and counts")
     offsets = _offsets(f"{name}'s sparse offsets", given.offsets, n, len(ids))
-    within = np.ones(len(ids), bool)
-    within[offsets[:-1][offsets[:-1] < len(ids)]] = False  # a row's first id follows nothing
-    if (np.diff(ids, prepend=-1)[within] <= 0).any():
+    descends = np.zeros(len(ids), bool)
+    np.less_equal(ids[1:], ids[:-1], out=descends[1:])
+    descends[offsets[:-1][offsets[:-1] < len(ids)]] = False  # a row's first id follows nothing
+    if descends.any():
         raise ValueError(f"{name}'s sparse ids must ascend within a row")
     if not (np.isfinite(weights).all() and weights.min(initial=0) >= 0):
         raise ValueError(f"{name}'s sparse weights must be finite and at least 0")
@@ -61,17 +61,19 @@ def _unit_vectors(name: str, given: np.ndarray, dim: int) -> np.ndarray:
     if given.ndim != 2 or given.shape[1] != dim:
         raise ModelMismatchError(f"{name} must be {dim} wide, as the index's are, got shape {given.shape}")
     vectors = _float32(name, given)
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT))  # also where a number is not finite
-    if len(wrong):
-        raise ValueError(f"{name} must have length 1, got {lengths[wrong[0]]:.3g} in row {wrong[0]}")
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    is_unit = (squares >= _UNIT_SQUARES[0]) & (squares <= _UNIT_SQUARES[1])  # nor where a number is not finite
+    if not is_unit.all():
+        wrong = int(np.argmin(is_unit))
+        raise ValueError(f"{name} must have length 1, got {np.sqrt(squares[wrong]):.3g} in row {wrong}")
     return vectors
 
 
 def _float32(name: str, given: np.ndarray) -> np.ndarray:
     if given.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got {given.dtype}")
+    if given.dtype == np.float32:
+        return np.ascontiguousarray(given)
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(given, np.float32)
 
@@ -89,6 +91,6 @@ def _offsets(name: str, given: np.ndarray, n: int, total: int) -> np.ndarray:
     offsets = np.asarray(given)
     if offsets.dtype.kind not in "iu" or offsets.shape != (n + 1,):
         raise ValueError(f"{name} must be {n + 1} integers, got {offsets.dtype} {offsets.shape}")
-    if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets.astype(np.int64)) < 0).any():
+    if offsets[0] != 0 or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(f"{name} must ascend from 0 to {total}")
     return offsets.astype(np.int64)

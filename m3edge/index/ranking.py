@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from m3edge.embeddings import Embeddings
 from m3edge.index.filters import Condition
+from m3edge.index.helper import Helper
+from m3edge.index.sparse import LexicalQuery, Scored
 from m3edge.index.state import SearchState
-from m3edge.scoring import Weights, dense_scores, hybrid_scores
+from m3edge.scoring import Weights, hybrid_scores
 
 # MaxSim of a query's token vectors, float32 [n_tokens, dim], with the documents at int64 [n] positions, on so many
 # threads: float32 [n]
@@ -74,34 +77,37 @@ def rank(
     options: SearchOptions,
     allowed: np.ndarray | None,
     n_threads: int,
+    helper: Helper | None = None,
 ) -> Ranking:
     """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
 
     allowed:   bool [n], the documents that pass options.condition; None for all
     n_threads: CPU threads that the kernels may use
+    helper:    one of them, for what two can do side by side
     """
     weights = options.weights
-    heads = needed_heads(weights)
-    n = max(options.k, options.candidates)
-    found = []
-    if "dense" in heads:
-        assert query.dense is not None
-        found.append(state.dense.search(query.dense[0], n, allowed, n_threads))
-    if "sparse" in heads:
-        assert query.sparse is not None
-        lexical_query = state.postings.query(query.sparse, options.lexical)
-        found.append(state.postings.top(lexical_query, n, allowed, n_threads).positions)
-    positions = distinct(np.concatenate(found))
+    positions, lexical = _candidates(state, query, options, allowed, n_threads, helper)
 
-    dense = sparse = multi = None
-    if weights.dense > 0:
-        assert query.dense is not None
-        dense = dense_scores(query.dense[0], state.dense.vectors(positions))
-    if weights.sparse > 0:
-        sparse = state.postings.scores(lexical_query, positions)
-    if weights.tokens > 0:
+    def of_vectors() -> tuple[np.ndarray | None, np.ndarray | None]:
+        dense = sparse = None
+        if weights.dense > 0:
+            assert query.dense is not None
+            dense = state.dense.scores(query.dense[0], positions)
+        if weights.sparse > 0:
+            assert lexical is not None
+            sparse = lexical.scores(state, positions)
+        return dense, sparse
+
+    def of_tokens() -> np.ndarray | None:
+        if weights.tokens == 0:
+            return None
         assert query.tokens is not None
-        multi = score_tokens(query.tokens.vectors, positions, n_threads)
+        return score_tokens(query.tokens.vectors, positions, n_threads)
+
+    if helper is not None and n_threads > 1 and weights.tokens > 0:
+        (dense, sparse), multi = helper.both(of_vectors, of_tokens)
+    else:
+        (dense, sparse), multi = of_vectors(), of_tokens()
 
     zero = np.zeros(len(positions), np.float32)
     parts = [zero if part is None else part for part in (dense, sparse, multi)]
@@ -109,3 +115,50 @@ def rank(
     best = np.argsort(-total, kind="stable")[: options.k]  # stable: of equal scores the older document comes first
     chosen = [None if part is None else part[best] for part in (dense, sparse, multi)]
     return Ranking(state.rows[positions[best]], total[best], chosen[0], chosen[1], chosen[2])
+
+
+class _Lexical(NamedTuple):
+    """A query's lexical part, and the documents that it put forward."""
+
+    query: LexicalQuery
+    best: Scored
+
+    def scores(self, state: SearchState, positions: np.ndarray) -> np.ndarray:
+        """Of any documents, among them those that were put forward: float32 [n]. positions: int64 [n], ascending"""
+        scores = np.empty(len(positions), np.float32)
+        unknown = np.ones(len(positions), bool)
+        at = np.searchsorted(positions, self.best.positions)
+        scores[at], unknown[at] = self.best.scores, False
+        scores[unknown] = state.postings.scores(self.query, positions[unknown])
+        return scores
+
+
+def _candidates(
+    state: SearchState,
+    query: Embeddings,
+    options: SearchOptions,
+    allowed: np.ndarray | None,
+    n_threads: int,
+    helper: Helper | None,
+) -> tuple[np.ndarray, _Lexical | None]:
+    """The documents that the parts put forward, int64 [n], ascending, and what is known of their lexical scores."""
+    heads = needed_heads(options.weights)
+    n = max(options.k, options.candidates)
+
+    def nearest() -> np.ndarray:
+        assert query.dense is not None
+        return state.dense.search(query.dense[0], n, allowed, n_threads)
+
+    if "sparse" not in heads:
+        return np.sort(nearest()), None
+    assert query.sparse is not None
+    lexical = state.postings.query(query.sparse, options.lexical)
+    best = partial(state.postings.top, lexical, n, allowed)
+    if "dense" not in heads:
+        known = best(n_threads)
+        return np.sort(known.positions), _Lexical(lexical, known)
+    if helper is not None and n_threads > 1 and state.dense.has_graph:
+        known, found = helper.both(partial(best, n_threads - 1), nearest)  # a graph takes one thread
+    else:
+        known, found = best(n_threads), nearest()
+    return distinct(np.concatenate([found, known.positions])), _Lexical(lexical, known)

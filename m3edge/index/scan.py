@@ -11,7 +11,6 @@ import numpy as np
 
 from m3edge import kernels
 from m3edge.index.growing import GrowingArray
-from m3edge.scoring import dense_scores
 
 
 class DenseScan:
@@ -44,19 +43,19 @@ class DenseScan:
         query: np.ndarray,
         k: int,
         allowed: np.ndarray,
-        vectors: Callable[[np.ndarray], np.ndarray],
+        scores_of: Callable[[np.ndarray], np.ndarray],
         n_threads: int = 1,
     ) -> np.ndarray:
         """The positions of the k allowed vectors of the largest inner product, int64 [at most k], best first.
 
-        query: float32 [dim]; k: at least 1; allowed: bool [n]; vectors: gives positions' vectors, float32 [m, dim]
+        query: float32 [dim]; k: at least 1; allowed: bool [n]; scores_of: gives positions' exact scores, float32 [m]
         """
         positions, bounds = kernels.dense_candidates(
             query, self._codes.array, self._scales.array, self._errors.array, allowed, k, n_threads
         )
-        scores = dense_scores(query, vectors(positions[:k]))
+        scores = scores_of(positions[:k])
         if len(positions) > k:  # the k-th of these scores rules out most of the others
             rest = k + np.flatnonzero(bounds[k:] >= scores.min())
-            scores = np.concatenate([scores, dense_scores(query, vectors(positions[rest]))])
+            scores = np.concatenate([scores, scores_of(positions[rest])])
             positions = np.concatenate([positions[:k], positions[rest]])
         return positions[np.lexsort((positions, -scores))[:k]]

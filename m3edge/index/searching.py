@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.filters import Condition, parse_filter
 from m3edge.index.given import checked_embeddings
+from m3edge.index.helper import Helper
 from m3edge.index.ranking import Ranking, SearchOptions, TokenScorer, distinct, needed_heads, rank
 from m3edge.index.snapshot import Snapshot, require_documents
 from m3edge.index.sparse import LEXICAL
@@ -59,9 +61,14 @@ class Searcher:
         self._view = view
         self._encoder = encoder
         self._n_threads = n_threads
+        self._helper = Helper()
         with view.reading() as (snapshot, _, _):
             self._model: Mapping[str, Any] = snapshot.meta("model")
             self._token_codec: str = snapshot.meta("token_codec", "fp16")
+
+    def close(self) -> None:
+        """Let its thread end."""
+        self._helper.close()
 
     def options(
         self,
@@ -93,7 +100,8 @@ class Searcher:
         embeddings = self._embed(query, options.weights, explained)
         with self._view.reading() as current:
             allowed = _allowed(current, options.condition)
-            ranking = rank(current.state, self._token_scorer(current), embeddings, options, allowed, self._n_threads)
+            score_tokens = self._token_scorer(current)
+            ranking = rank(current.state, score_tokens, embeddings, options, allowed, self._n_threads, self._helper)
             (hits,) = _hits(current.snapshot, [ranking])
         if explained:
             assert isinstance(query, str)
@@ -212,7 +220,8 @@ def _hits(snapshot: Snapshot, rankings: Sequence[Ranking]) -> list[list[Hit]]:
 
 
 def _hits_of(ranking: Ranking, documents: Mapping[int, Document]) -> Iterator[Hit]:
-    for i, row in enumerate(ranking.rows.tolist()):
+    rows, scores = ranking.rows.tolist(), ranking.scores.tolist()
+    parts = [repeat(None, len(rows)) if part is None else part.tolist() for part in ranking[2:]]
+    for row, score, *of_parts in zip(rows, scores, *parts, strict=True):
         document = documents[row]
-        parts = PartScores(*(None if part is None else float(part[i]) for part in ranking[2:]))
-        yield Hit(document.id, float(ranking.scores[i]), document.text, document.metadata, parts)
+        yield Hit(document.id, score, document.text, document.metadata, PartScores(*of_parts))

@@ -14,6 +14,7 @@ from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.documents import Document
 
 TOO_DEEP = "its metadata are nested too deeply to be read; upsert or delete it, or raise sys.setrecursionlimit()"
+_decode = json.JSONDecoder().decode  # what json.loads asks, after looking for options
 NO_CRC32 = -1  # in arrays of checksums: written by version 1 or 2, which kept none for each document
 
 
@@ -40,7 +41,7 @@ def read_document(row: int, id_: Any, text: Any, metadata: Any, crc32: int | Non
         raise ValueError("id, text or metadata are of another type")
     if crc32 is not None and crc32 != document_crc32(row, id_, text, metadata):
         raise ValueError("checksum differs")
-    value = json.loads(metadata)
+    value = _decode(metadata)
     if not isinstance(value, dict):
         raise ValueError("its metadata are no JSON object")
     return Document(id_, _readable(text), value)
@@ -131,10 +132,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _crc32(row: int, parts: Sequence[bytes]) -> int:
-    crc32 = zlib.crc32(struct.pack(f"<{len(parts) + 1}q", row, *map(len, parts)))
-    for part in parts:
-        crc32 = zlib.crc32(part, crc32)
-    return crc32
+    return zlib.crc32(b"".join([struct.pack(f"<{len(parts) + 1}q", row, *map(len, parts)), *parts]))
 
 
 def _readable(text: str | bytes) -> str:

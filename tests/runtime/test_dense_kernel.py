@@ -1,5 +1,7 @@
 """The dense kernels, native in every instruction set and in numpy, against a sort of all products."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,7 +74,7 @@ def test_the_scan_gives_the_k_best_of_many_in_order(rng):
     for start in range(0, 5000, 700):
         scan.add(vectors[start : start + 700])
     for query in rng.standard_normal((20, 96)).astype(np.float32):
-        found = scan.top(query, 50, allowed, lambda positions: vectors[positions])
+        found = scan.top(query, 50, allowed, partial(twin.dense_scores, query, vectors))
         scores = np.where(allowed, vectors @ query, -np.inf)
         assert found.tolist() == np.argsort(-scores, kind="stable")[:50].tolist()
 
@@ -140,3 +142,35 @@ def test_wrong_types_and_layouts_are_refused_and_never_copied(kernels, changed):
 def test_vectors_that_are_not_finite_are_refused(kernels):
     with pytest.raises(ValueError, match="vectors must be finite"):
         kernels.dense_codes(np.array([[1, np.inf]], np.float32))
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), dim=st.integers(1, 150), seed=st.integers(0, 2**32 - 1))
+def test_scores_are_products_and_equal_vectors_have_equal_ones(kernels, n, dim, seed):
+    rng = np.random.default_rng(seed)
+    vectors, query = rng.standard_normal((n, dim)).astype(np.float32), rng.standard_normal(dim).astype(np.float32)
+    vectors[-1] = vectors[0]
+    positions = rng.integers(0, n, rng.integers(0, 30))
+    scores = kernels.dense_scores(query, vectors, positions)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, vectors[positions] @ query, atol=1e-4)
+    both = kernels.dense_scores(query, vectors, np.array([n - 1, *positions, 0]))
+    assert both[0] == both[-1]
+    assert np.array_equal(both[1:-1], scores)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"query": np.ones(8)}, TypeError),
+        ({"query": np.ones(7, np.float32)}, ValueError),
+        ({"vectors": np.ones((8, 3), np.float32).T}, TypeError),
+        ({"positions": np.array([0, 3])}, ValueError),
+        ({"positions": np.array([-1])}, ValueError),
+        ({"positions": np.array([1], np.int32)}, TypeError),
+    ],
+)
+def test_wrong_arguments_for_scores_are_refused(kernels, changes, error):
+    arguments = {"query": np.ones(8, np.float32), "vectors": np.ones((3, 8), np.float32), "positions": np.array([0, 2])}
+    with pytest.raises(error):
+        kernels.dense_scores(**{**arguments, **changes})
