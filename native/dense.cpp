@@ -57,27 +57,38 @@ QueryCodes quantize(const float* query, size_t dim) {
     return result;
 }
 
-// Keeps, of a stream of rows, those that could still be among the k best.
-class Sieve {
+constexpr double nothing = -std::numeric_limits<double>::infinity();
+
+// Keeps, of a stream of rows, those that could still be among the k best. Aligned, for each worker writes to its own.
+class alignas(64) Sieve {
   public:
-    explicit Sieve(size_t k) : k_(k), room_(std::max<size_t>(4 * k, 1024)) { kept_.reserve(room_); }
+    // least: rows that cannot score as much are not wanted
+    explicit Sieve(size_t k, double least = nothing) : k_(k), room_(std::max<size_t>(4 * k, 1024)), least_(least) {
+        kept_.reserve(room_);
+    }
+
+    double least() const { return least_; }
 
     void take(const DenseCandidate& row) {
-        if (row.upper() < least_) return;
         kept_.push_back(row);
         if (kept_.size() >= room_) {
             shrink();
             room_ = std::max(room_, 2 * kept_.size());
         }
     }
-    // Drops what the k-th largest lower bound rules out.
-    void shrink() {
-        if (kept_.size() <= k_) return;
+    // The k-th largest lower bound: so much have k rows at least. `nothing` where there are fewer.
+    double kth_lower() const {
+        if (kept_.size() < k_) return nothing;
         std::vector<double> lower;
         lower.reserve(kept_.size());
         for (const DenseCandidate& row : kept_) lower.push_back(row.lower());
         std::nth_element(lower.begin(), lower.begin() + (k_ - 1), lower.end(), std::greater<double>());
-        least_ = std::max(least_, lower[k_ - 1]);
+        return lower[k_ - 1];
+    }
+    // Drops what the k-th largest lower bound rules out.
+    void shrink() {
+        if (kept_.size() <= k_) return;
+        least_ = std::max(least_, kth_lower());
         kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [this](const auto& row) { return row.upper() < least_; }),
                     kept_.end());
     }
@@ -85,7 +96,7 @@ class Sieve {
 
   private:
     size_t k_, room_;
-    double least_ = -std::numeric_limits<double>::infinity();
+    double least_;
     std::vector<DenseCandidate> kept_;
 };
 
@@ -99,16 +110,17 @@ void prefetch(const void* address) {
 
 constexpr size_t cache_line = 64;
 
-// The candidates among rows first ... last.
+// The candidates among some rows.
 class Scan {
   public:
     Scan(const QueryCodes& query, const DenseCodes& rows, DotKernel kernel) : query_(query), rows_(rows), kernel_(kernel) {}
 
+    // Takes every step-th row of first ... last.
     // Rows are asked for when they are found and scored when `waiting_rows` others have been: a mask skips rows, and several
     // are read side by side, both of which the processor's own prefetching does not follow.
-    void run(size_t first, size_t last, const bool* allowed, Sieve& sieve) {
+    void run(size_t first, size_t last, size_t step, const bool* allowed, Sieve& sieve) {
         size_t waiting[waiting_rows], found = 0, scored = 0;
-        for (size_t i = first; i < last; ++i) {
+        for (size_t i = first; i < last; i += step) {
             if (!allowed[i]) continue;
             for (size_t byte = 0; byte < rows_.dim; byte += cache_line) prefetch(rows_.codes + i * rows_.dim + byte);
             waiting[found++ % waiting_rows] = i;
@@ -131,9 +143,9 @@ class Scan {
         kernel_(pointers, query_.codes.data(), rows_.dim, dots);
         for (size_t r = 0; r < n; ++r) {
             const size_t i = group[r];
-            const double scale = rows_.scales[i];
-            const double left_out = query_.residual * (scale * (127.0 * query_.root));
-            sieve.take({int64_t(i), double(dots[r]) * scale * query_.scale, rows_.errors[i] * query_.norm + left_out});
+            const double scale = rows_.scales[i], score = double(dots[r]) * scale * query_.scale;
+            const double slack = rows_.errors[i] * query_.norm + query_.residual * (scale * (127.0 * query_.root));
+            if (score + slack >= sieve.least()) sieve.take({int64_t(i), score, slack});
         }
     }
 
@@ -143,8 +155,35 @@ class Scan {
 };
 
 constexpr size_t chunk_rows = 2048;
-
+constexpr size_t sample_step = 64;
 constexpr double min_products_a_thread = 4e6;
+
+// What the k-th best of all rows will have, or a little less, if every sample_step-th row is like the others: so many of
+// the k best are among these, and not many more, by the variance of such draws. Each row that is kept in vain is a
+// branch that nobody foresaw, in the middle of reading ahead.
+double expected_least(Scan& scan, size_t n, const bool* allowed, size_t k) {
+    const double mean = double(k) / double(sample_step);
+    Sieve sample(size_t(mean + 4 * std::sqrt(mean) + 8));
+    scan.run(0, n, sample_step, allowed, sample);
+    return sample.kth_lower();
+}
+
+// The candidates, of those that score `least`.
+Sieve scan_all(const QueryCodes& codes, const DenseCodes& rows, const bool* allowed, size_t k, double least,
+               size_t n_workers) {
+    std::vector<Sieve> sieves(n_workers, Sieve(k, least));
+    std::atomic<size_t> next{0};
+    const size_t n_chunks = (rows.n + chunk_rows - 1) / chunk_rows;
+    run_workers(n_workers, [&](size_t worker) {
+        Scan scan(codes, rows, dot_kernel());
+        for (size_t chunk; (chunk = next++) < n_chunks;)
+            scan.run(chunk * chunk_rows, std::min(rows.n, (chunk + 1) * chunk_rows), 1, allowed, sieves[worker]);
+    });
+    Sieve& all = sieves[0];
+    for (size_t worker = 1; worker < n_workers; ++worker)
+        all.kept().insert(all.kept().end(), sieves[worker].kept().begin(), sieves[worker].kept().end());
+    return std::move(all);
+}
 
 }  // namespace
 
@@ -175,22 +214,13 @@ void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, floa
 std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCodes& rows, const bool* allowed, size_t k,
                                              size_t n_threads) {
     const QueryCodes codes = quantize(query, rows.dim);
-    const DotKernel kernel = dot_kernel();
-    const size_t n_chunks = (rows.n + chunk_rows - 1) / chunk_rows;
     const size_t n_allowed = size_t(std::count(allowed, allowed + rows.n, true));
     const double products = double(n_allowed) * double(rows.dim);
-    const size_t n_workers = workers_worth(products, min_products_a_thread, n_chunks, n_threads);
-    std::vector<Sieve> sieves(n_workers, Sieve(k));
-    std::atomic<size_t> next{0};
-    run_workers(n_workers, [&](size_t worker) {
-        Scan scan(codes, rows, kernel);
-        for (size_t chunk; (chunk = next++) < n_chunks;)
-            scan.run(chunk * chunk_rows, std::min(rows.n, (chunk + 1) * chunk_rows), allowed, sieves[worker]);
-        sieves[worker].shrink();
-    });
-    Sieve& all = sieves[0];
-    for (size_t worker = 1; worker < n_workers; ++worker)
-        all.kept().insert(all.kept().end(), sieves[worker].kept().begin(), sieves[worker].kept().end());
+    const size_t n_workers = workers_worth(products, min_products_a_thread, rows.n, n_threads);
+    Scan scan(codes, rows, dot_kernel());
+    const double least = k < n_allowed ? expected_least(scan, rows.n, allowed, k) : nothing;
+    Sieve all = scan_all(codes, rows, allowed, k, least, n_workers);
+    if (all.kth_lower() < least) all = scan_all(codes, rows, allowed, k, nothing, n_workers);  // it was too much
     all.shrink();
     std::sort(all.kept().begin(), all.kept().end(), [](const DenseCandidate& a, const DenseCandidate& b) {
         return a.score != b.score ? a.score > b.score : a.position < b.position;

@@ -98,7 +98,7 @@ struct SharedFloor {
 
 // The best k of what one worker pushed. Cut back only when there are twice as many: a heap would cost a logarithm for
 // every hit.
-class Best {
+class alignas(64) Best {  // each worker writes to its own
   public:
     Best(size_t k, SharedFloor& shared) : k_(k), shared_(shared) {}
 

@@ -95,6 +95,21 @@ def test_several_threads_find_what_one_finds(kernels, rng):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("step", [1, 7, 64])
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_the_best_are_found_where_a_sample_misleads(kernels, rng, step, n_threads):
+    """A kernel may expect from some rows how much the k-th best will score. Here every step-th row is better."""
+    vectors = rng.standard_normal((10_000, 64)).astype(np.float32)
+    query = rng.standard_normal(64).astype(np.float32)
+    vectors[::step] += query
+    allowed = rng.random(10_000) < 0.9
+    scores = np.where(allowed, vectors @ query, -np.inf)
+    for k in (1, 100, 3000):
+        positions, _ = candidates(kernels, query, vectors, allowed, k, n_threads)
+        assert set(np.argsort(-scores)[:k].tolist()) <= set(positions.tolist())
+        assert len(positions) < 1.3 * k + 50
+
+
 def test_the_largest_products_do_not_overflow(kernels):
     vectors = np.ones((3, 70_000), np.float32)
     positions, bounds = candidates(kernels, np.ones(70_000, np.float32), vectors, np.ones(3, bool), 1)
