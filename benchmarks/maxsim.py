@@ -33,6 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 N_QUERY, N_DOCUMENTS, N_TOKENS = 32, 100, 17_742
 REPEATS = 31
 REST_SECONDS = 0.1
+WARM_UP = 3  # runs before each that counts: after a rest the first ones wait for the clock, and for AMX, to come up
 NUMPY = "numpy fp32"
 Name = tuple[str, int]  # what scores, and on how many threads
 
@@ -106,14 +107,15 @@ def measure(dim: int) -> list[dict[str, Any]]:
 
 
 def time_in_turn(contestants: dict[Name, Callable[[], Any]]) -> dict[Name, list[float]]:
-    """Milliseconds of every round; each round runs all, so that a noisy machine disturbs all alike, and times the
-    second of two runs, which finds its data warm. Before it, all rest: OpenBLAS's and OpenMP's threads wait awake for
-    tens of milliseconds, on the cores that the next one needs."""
+    """Milliseconds of every round; each round runs all, so that a noisy machine disturbs all alike, and times the last
+    of a few runs, which finds its data warm. Before them, all rest: OpenBLAS's and OpenMP's threads wait awake for tens
+    of milliseconds, on the cores that the next one needs."""
     times: dict[Name, list[float]] = {name: [] for name in contestants}
     for _ in range(REPEATS):
         for name, work in contestants.items():
             time.sleep(REST_SECONDS)
-            work()
+            for _ in range(WARM_UP):
+                work()
             times[name].append(1000 * seconds(work))
     return times
 

@@ -17,6 +17,14 @@ void demand(bool holds, const char* what) {
 void PostingBlock::prepare() {
     demand(n_documents <= 65536, "a block must hold at most 65536 documents");
     demand(starts[0] == 0, "starts must begin with 0");
+    find_bitmaps();
+    rank_bitmaps();
+    check_numbers();
+    for (size_t i = 0; i < n_tokens; ++i)
+        if (is_long(i)) keep_tops(i);
+}
+
+void PostingBlock::find_bitmaps() {
     size_t at = 0;
     for (size_t i = 0; i < n_tokens; ++i) {
         demand(i == 0 || tokens[i - 1] < tokens[i], "tokens must ascend");
@@ -27,6 +35,9 @@ void PostingBlock::prepare() {
         demand(at <= document_words, "documents must be as long as starts says");
     }
     demand(at == document_words, "documents must be as long as starts says");
+}
+
+void PostingBlock::rank_bitmaps() {
     for (const Bitmap& bitmap : bitmaps_) {
         const PostingList list{starts[bitmap.token], starts[bitmap.token + 1], documents + bitmap.documents, nullptr, 0};
         uint32_t ones = 0;
@@ -38,15 +49,19 @@ void PostingBlock::prepare() {
         demand(ones == list.size(), "a bitmap must tell of as many documents as starts says");
         demand(last == 0 || list.bits(n_documents / 64) >> last == 0, "documents must be less than n_documents");
     }
-    check();
-    for (size_t i = 0; i < n_tokens; ++i) {
-        if (!is_long(i)) continue;
-        long_tokens_.push_back(uint32_t(i));
-        long_tops_.push_back({find_largest_weight(i), find_largest_count(i)});
+}
+
+void PostingBlock::keep_tops(size_t token) {
+    long_tokens_.push_back(uint32_t(token));
+    long_tops_.push_back({find_largest_weight(token), find_largest_count(token)});
+    const PostingList of = list(token);
+    for (uint32_t start = 0; start < n_documents; start += window_size) {
+        const uint16_t *first = weights + of.at_or_after(start), *last = weights + of.at_or_after(start + window_size);
+        window_weights_.push_back(first == last ? uint16_t(0) : *std::max_element(first, last));
     }
 }
 
-void PostingBlock::check() const {
+void PostingBlock::check_numbers() const {
     for (size_t i = 0; i < n_large; ++i) {
         demand(large_at[i] < n_postings() && (i == 0 || large_at[i - 1] < large_at[i]),
                "large_at must ascend within the postings");
@@ -86,18 +101,21 @@ PostingList PostingBlock::list(size_t token) const {
 }
 
 uint16_t PostingBlock::largest_weight(size_t token) const {
-    return is_long(token) ? long_top(token).weight : find_largest_weight(token);
+    return is_long(token) ? long_tops_[number_of_long(token)].weight : find_largest_weight(token);
 }
 
 uint8_t PostingBlock::largest_count(size_t token) const {
-    return is_long(token) ? long_top(token).count : find_largest_count(token);
+    return is_long(token) ? long_tops_[number_of_long(token)].count : find_largest_count(token);
 }
 
 bool PostingBlock::is_long(size_t token) const { return starts[token + 1] - starts[token] > short_list; }
 
-const PostingBlock::Top& PostingBlock::long_top(size_t token) const {
-    const auto found = std::lower_bound(long_tokens_.begin(), long_tokens_.end(), uint32_t(token));
-    return long_tops_[size_t(found - long_tokens_.begin())];
+const uint16_t* PostingBlock::window_weights(size_t token) const {
+    return is_long(token) ? window_weights_.data() + number_of_long(token) * n_windows() : nullptr;
+}
+
+size_t PostingBlock::number_of_long(size_t token) const {
+    return size_t(std::lower_bound(long_tokens_.begin(), long_tokens_.end(), uint32_t(token)) - long_tokens_.begin());
 }
 
 uint16_t PostingBlock::find_largest_weight(size_t token) const {

@@ -11,7 +11,8 @@
 
 namespace m3edge {
 
-constexpr uint32_t rank_step = 256;  // documents; a multiple of 64
+constexpr uint32_t rank_step = 256;     // documents; a multiple of 64
+constexpr uint32_t window_size = 8192;  // documents whose largest weights are known apart
 
 // How many bits are set; in plain operations, for processors without an instruction for it.
 inline uint32_t count_ones(uint64_t bits) {
@@ -112,6 +113,8 @@ struct PostingBlock {
     // Of a token's postings the largest weight, and the largest count, of which 255 stands for that or more
     uint16_t largest_weight(size_t token) const;
     uint8_t largest_count(size_t token) const;
+    // The largest weight in each window_size documents; null for a short list
+    const uint16_t* window_weights(size_t token) const;
 
   private:
     struct Top {
@@ -123,17 +126,22 @@ struct PostingBlock {
         uint32_t documents;  // where it begins in `documents`
     };
 
-    void check() const;
+    void find_bitmaps();
+    void rank_bitmaps();
+    void check_numbers() const;
+    void keep_tops(size_t token);
     bool is_long(size_t token) const;
-    const Top& long_top(size_t token) const;
+    size_t number_of_long(size_t token) const;
+    size_t n_windows() const { return (n_documents + window_size - 1) / window_size; }
     uint16_t find_largest_weight(size_t token) const;
     uint8_t find_largest_count(size_t token) const;
     size_t ranks_of_one() const { return (n_documents + rank_step - 1) / rank_step; }
 
-    std::vector<uint32_t> long_tokens_;  // indices of the tokens whose tops are kept, ascending
-    std::vector<Top> long_tops_;         // theirs
-    std::vector<Bitmap> bitmaps_;        // ascending
-    std::vector<uint16_t> ranks_;        // [bitmaps_][ranks_of_one()]
+    std::vector<uint32_t> long_tokens_;     // indices of the tokens whose tops are kept, ascending
+    std::vector<Top> long_tops_;            // theirs
+    std::vector<uint16_t> window_weights_;  // [long_tokens_][n_windows()]
+    std::vector<Bitmap> bitmaps_;           // ascending
+    std::vector<uint16_t> ranks_;           // [bitmaps_][ranks_of_one()]
 };
 
 }  // namespace m3edge

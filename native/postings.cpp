@@ -15,7 +15,6 @@
 namespace m3edge {
 namespace {
 
-constexpr uint32_t window_size = 8192;
 constexpr size_t sample_stride = 8;    // one window in so many is searched first
 constexpr uint32_t full_part = 65535;  // no part is larger
 
@@ -38,6 +37,7 @@ struct StoredWeights {
     StoredWeights(const PostingBlock& of, size_t, int64_t, const LengthNorms&) : block(of) {}
     uint32_t part(size_t posting, uint32_t) const { return block.weights[posting]; }
     uint32_t largest(size_t token) const { return block.largest_weight(token); }
+    const uint16_t* largest_of_windows(size_t token) const { return block.window_weights(token); }
     static size_t cost(const PostingList& list) {
         return list.is_bitmap() ? list.n_documents / documents_a_posting : list.size();
     }
@@ -55,6 +55,7 @@ struct Bm25Parts {
         const uint8_t count = block.largest_count(token);
         return count == 255 ? full_part : saturated(count, smallest);
     }
+    static const uint16_t* largest_of_windows(size_t) { return nullptr; }
     static size_t cost(const PostingList& list) { return list.size(); }
 
   private:
@@ -69,6 +70,11 @@ struct List : PostingList {
     uint32_t factor;
     int64_t bound;  // no document of the block gets more from this list
     size_t cost;    // of adding all of it
+    const uint16_t* largest_of_windows;  // the largest part in each window of the block; null where it is not known
+
+    int64_t bound_in(size_t window) const {
+        return largest_of_windows ? int64_t(product(factor, largest_of_windows[window])) : bound;
+    }
 };
 
 template <class Parts>
@@ -81,7 +87,7 @@ std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query,
         const uint32_t factor = query.factors[i];
         const int64_t bound = product(factor, parts.largest(token));
         const PostingList list = block.list(token);
-        if (bound > 0) lists.push_back({list, factor, bound, Parts::cost(list)});
+        if (bound > 0) lists.push_back({list, factor, bound, Parts::cost(list), parts.largest_of_windows(token)});
     }
     return lists;
 }
@@ -251,8 +257,13 @@ class Search {
     }
 
   private:
+    struct Other {
+        const List* list;
+        int64_t bound;  // no document of the window gets more from it
+    };
+
     void search(const Window& window, Best& best) {
-        choose_essential(plan_.lists(window), best.floor());
+        choose_essential(window, best.floor());
         const Parts& parts = plan_.parts(window);
         is_all_touched_ = n_essential_postings(window) > few_postings;
         if (is_all_touched_) {
@@ -267,10 +278,10 @@ class Search {
             keep_allowed(window);
         }
         int64_t rest = others_bound_;
-        for (const List* list : others_) {
+        for (const Other& other : others_) {
             if (n_candidates_ == 0) break;
-            complete(*list, parts, window);
-            rest -= list->bound;
+            complete(*other.list, parts, window);
+            rest -= other.bound;
             if (n_candidates_ > window_size / keep_cost)
                 collect(window, best.floor() - rest);
             else
@@ -310,16 +321,20 @@ class Search {
     }
 
     // Lists whose bounds together cannot lift a document above the floor need not be read from end to end.
-    void choose_essential(const std::vector<List>& lists, int64_t floor) {
+    void choose_essential(const Window& window, int64_t floor) {
         essential_.clear();
         others_.clear();
         others_bound_ = 0;
-        for (const List& list : lists) {
-            const bool is_other = others_bound_ + list.bound <= floor;
-            (is_other ? others_ : essential_).push_back(&list);
-            if (is_other) others_bound_ += list.bound;
+        for (const List& list : plan_.lists(window)) {
+            const int64_t bound = list.bound_in(window.start / window_size);
+            if (others_bound_ + bound > floor) {
+                essential_.push_back(&list);
+            } else if (bound > 0) {
+                others_.push_back({&list, bound});
+                others_bound_ += bound;
+            }
         }
-        std::sort(others_.begin(), others_.end(), [](const List* a, const List* b) { return a->bound > b->bound; });
+        std::sort(others_.begin(), others_.end(), [](const Other& a, const Other& b) { return a.bound > b.bound; });
     }
 
     void add_all(const List& list, const StoredWeights& parts, const Window& window) {
@@ -392,7 +407,7 @@ class Search {
     const bool* allowed_;
     const PostingKernels& kernels_ = posting_kernels();
     std::vector<const List*> essential_;  // of the window that is searched
-    std::vector<const List*> others_;     // by falling bound
+    std::vector<Other> others_;           // by falling bound
     int64_t others_bound_ = 0;
     size_t n_candidates_ = 0;
     uint32_t candidates_[window_size + collect_step];  // counted from the window's first document
