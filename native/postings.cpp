@@ -22,6 +22,7 @@ constexpr uint32_t full_part = 65535;  // no part is larger
 constexpr size_t look_up_cost = 32;         // to look one document up in a list of numbers
 constexpr size_t look_up_bit_cost = 8;      // in a bitmap
 constexpr size_t documents_a_posting = 10;  // to add the stored weights of so many of a bitmap's documents
+constexpr size_t documents_a_count = 5;     // to add the parts of so many counts
 constexpr size_t keep_cost = 24;
 constexpr size_t few_postings = 512;
 
@@ -56,7 +57,9 @@ struct Bm25Parts {
         return count == 255 ? full_part : saturated(count, smallest);
     }
     static const uint16_t* largest_of_windows(size_t) { return nullptr; }
-    static size_t cost(const PostingList& list) { return list.size(); }
+    static size_t cost(const PostingList& list) {
+        return list.is_bitmap() ? std::min<size_t>(list.size(), list.n_documents / documents_a_count) : list.size();
+    }
 
   private:
     static uint32_t saturated(int32_t count, float norm) {
@@ -176,7 +179,7 @@ void add_plain(const BitmapPostings& postings, uint32_t factor, int32_t* sums) {
 }
 
 const PostingKernels& posting_kernels() {
-    static constexpr PostingKernels plain = {&collect_plain, &add_plain};
+    static constexpr PostingKernels plain = {&collect_plain, &add_plain, nullptr};
     return *Kernels<const PostingKernels*>{&plain, posting_kernels_avx2(), nullptr, posting_kernels_avx512(), nullptr,
                                            nullptr}
                 .in_use();
@@ -345,7 +348,16 @@ class Search {
                       weights + parts.block.n_postings()},
                      list.factor, sums_);
     }
-    void add_all(const List& list, const Bm25Parts& parts, const Window& window) { add_each(list, parts, window); }
+    void add_all(const List& list, const Bm25Parts& parts, const Window& window) {
+        const bool is_dense = list.is_bitmap() && list.size() > list.n_documents / documents_a_count;
+        if (!is_dense || !kernels_.add_counts) return add_each(list, parts, window);
+        const PostingBlock& block = parts.block;
+        const size_t n = (window.stop - window.start + 63) / 64 * 64;
+        kernels_.add_counts({list.documents + window.start / 16, n, list.at_or_after(window.start), block.counts,
+                             block.n_postings(), block.large_at, block.large_counts, block.n_large,
+                             parts.norms + window.start},
+                            list.factor, sums_);
+    }
 
     void add_each(const List& list, const Parts& of, const Window& window) {
         const Parts parts = of;  // a copy the compiler can keep in registers

@@ -63,7 +63,7 @@ void add(const BitmapPostings& postings, uint32_t factor, int32_t* sums) {
     }
 }
 
-constexpr PostingKernels kernels = {&collect, &add};
+constexpr PostingKernels kernels = {&collect, &add, nullptr};
 
 }  // namespace
 

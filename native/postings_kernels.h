@@ -19,6 +19,19 @@ struct BitmapPostings {
     const uint16_t* weights_end;  // up to here may be read
 };
 
+// The same for counts, of which BM25 makes parts.
+struct BitmapCounts {
+    const uint16_t* bits;      // as above
+    size_t n;
+    size_t posting;            // the first
+    const uint8_t* counts;     // the block's, and what belongs to them: see PostingBlock
+    size_t n_postings;
+    const uint32_t* large_at;
+    const int32_t* large_counts;
+    size_t n_large;
+    const float* norms;        // of the documents
+};
+
 struct PostingKernels {
     // Writes to `out` the numbers i < n with sums[i] > limit and allowed[i], ascending; returns how many.
     //   n: a multiple of collect_step; out: room for n + collect_step numbers, whatever is found
@@ -26,6 +39,9 @@ struct PostingKernels {
 
     // sums[i] += factor * weight / 65536, rounded down, for every document i that has a bit; factor: less than 2 ** 31
     void (*add)(const BitmapPostings& postings, uint32_t factor, int32_t* sums);
+
+    // The same with the part that a count and a norm make in the place of a weight. Null where no instruction makes several.
+    void (*add_counts)(const BitmapCounts& postings, uint32_t factor, int32_t* sums);
 };
 
 // Null where the binary was not built for the instruction set.
