@@ -108,7 +108,7 @@ def unpacked_documents(n_documents: int, starts: np.ndarray, packed: np.ndarray)
     is_bitmap = sizes > words
     documents = np.empty(int(sizes.sum()), np.uint16)
     documents[np.repeat(~is_bitmap, sizes)] = packed[np.repeat(~is_bitmap, taken)]
-    bitmaps = packed[np.repeat(is_bitmap, taken)].astype("<u2").reshape(-1, words)
+    bitmaps = packed[np.repeat(is_bitmap, taken)].astype("<u2").reshape(np.count_nonzero(is_bitmap), words)
     for index, bitmap in zip(np.flatnonzero(is_bitmap), bitmaps, strict=True):
         found = np.flatnonzero(np.unpackbits(bitmap.view(np.uint8), bitorder="little"))
         if len(found) != sizes[index]:

@@ -145,7 +145,7 @@ class Scan {
             const size_t i = group[r];
             const double scale = rows_.scales[i], score = double(dots[r]) * scale * query_.scale;
             const double slack = rows_.errors[i] * query_.norm + query_.residual * (scale * (127.0 * query_.root));
-            if (score + slack >= sieve.least()) sieve.take({int64_t(i), score, slack});
+            if (!(score + slack < sieve.least())) sieve.take({int64_t(i), score, slack});  // also where that is no number
         }
     }
 
@@ -157,6 +157,8 @@ class Scan {
 constexpr size_t chunk_rows = 2048;
 constexpr size_t sample_step = 64;
 constexpr double min_products_a_thread = 4e6;
+
+size_t n_chunks(const DenseCodes& rows) { return (rows.n + chunk_rows - 1) / chunk_rows; }
 
 // What the k-th best of all rows will have, or a little less, if every sample_step-th row is like the others: so many of
 // the k best are among these, and not many more, by the variance of such draws. Each row that is kept in vain is a
@@ -173,10 +175,9 @@ Sieve scan_all(const QueryCodes& codes, const DenseCodes& rows, const bool* allo
                size_t n_workers) {
     std::vector<Sieve> sieves(n_workers, Sieve(k, least));
     std::atomic<size_t> next{0};
-    const size_t n_chunks = (rows.n + chunk_rows - 1) / chunk_rows;
     run_workers(n_workers, [&](size_t worker) {
         Scan scan(codes, rows, dot_kernel());
-        for (size_t chunk; (chunk = next++) < n_chunks;)
+        for (size_t chunk; (chunk = next++) < n_chunks(rows);)
             scan.run(chunk * chunk_rows, std::min(rows.n, (chunk + 1) * chunk_rows), 1, allowed, sieves[worker]);
     });
     Sieve& all = sieves[0];
@@ -216,7 +217,7 @@ std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCode
     const QueryCodes codes = quantize(query, rows.dim);
     const size_t n_allowed = size_t(std::count(allowed, allowed + rows.n, true));
     const double products = double(n_allowed) * double(rows.dim);
-    const size_t n_workers = workers_worth(products, min_products_a_thread, rows.n, n_threads);
+    const size_t n_workers = workers_worth(products, min_products_a_thread, n_chunks(rows), n_threads);
     Scan scan(codes, rows, dot_kernel());
     const double least = k < n_allowed ? expected_least(scan, rows.n, allowed, k) : nothing;
     Sieve all = scan_all(codes, rows, allowed, k, least, n_workers);

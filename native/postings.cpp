@@ -23,8 +23,9 @@ constexpr size_t look_up_cost = 32;         // to look one document up in a list
 constexpr size_t look_up_bit_cost = 8;      // in a bitmap
 constexpr size_t documents_a_posting = 10;  // to add the stored weights of so many of a bitmap's documents
 constexpr size_t documents_a_count = 5;     // to add the parts of so many counts
-constexpr size_t keep_cost = 24;
-constexpr size_t few_postings = 512;
+
+constexpr size_t keep_cost = 24;      // to look at one candidate again takes about as long as at so many documents in turn
+constexpr size_t few_postings = 512;  // of a window's documents: only theirs are looked at
 
 constexpr double min_cost_a_thread = 1e5;  // in postings
 

@@ -299,6 +299,15 @@ def frequent_and_rare():
     return texts
 
 
+def test_a_block_may_be_empty(kernels):
+    empty = block_of_rows(rows([]), 0, 0, 0)
+    block = kernels.PostingBlock(*empty)
+    nothing = np.empty(0, np.uint32)
+    assert kernels.count_postings([block], 1, np.empty(0, bool)) == 0
+    found = kernels.top_postings([block], nothing, nothing, None, None, np.empty(0, bool), 5, 1)
+    assert [len(each) for each in found] == [0, 0]
+
+
 def test_frequent_tokens_documents_are_a_bitmap():
     block = block_of_rows(rows(frequent_and_rare()), 0, 200, 0)
     words = (200 + 63) // 64 * 4
