@@ -21,8 +21,7 @@ constexpr uint32_t full_part = 65535;  // no part is larger
 // What takes about as long as adding so many postings one by one
 constexpr size_t look_up_cost = 32;         // to look one document up in a list of numbers
 constexpr size_t look_up_bit_cost = 8;      // in a bitmap
-constexpr size_t documents_a_posting = 10;  // to add the stored weights of so many of a bitmap's documents
-constexpr size_t documents_a_count = 5;     // to add the parts of so many counts
+constexpr size_t documents_a_count = 5;     // to add the parts that so many documents' counts make
 
 constexpr size_t keep_cost = 24;      // to look at one candidate again takes about as long as at so many documents in turn
 constexpr size_t few_postings = 512;  // of a window's documents: only theirs are looked at
@@ -30,6 +29,38 @@ constexpr size_t few_postings = 512;  // of a window's documents: only theirs ar
 constexpr double min_cost_a_thread = 1e5;  // in postings
 
 uint32_t product(uint32_t factor, uint32_t part) { return uint32_t(uint64_t(factor) * part >> 16); }
+
+// What is written may be overwritten by the next: there is no branch to guess wrong.
+size_t collect_plain(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint32_t* out) {
+    size_t found = 0;
+    constexpr size_t step = 16;
+    for (size_t group = 0; group < n; group += step) {
+        uint32_t above = 0;
+        for (size_t i = 0; i < step; ++i) above |= uint32_t(sums[group + i] > limit);
+        if (!above) continue;
+        for (size_t i = group; i < group + step; ++i) {
+            out[found] = uint32_t(i);
+            found += size_t(sums[i] > limit) & size_t(allowed[i]);
+        }
+    }
+    return found;
+}
+
+void add_plain(const BitmapPostings& postings, uint32_t factor, int32_t* sums) {
+    const uint16_t* weights = postings.weights;
+    for (size_t i = 0; i < postings.n; i += 64) {
+        uint64_t left;
+        std::memcpy(&left, postings.bits + i / 16, sizeof left);
+        for (; left; left &= left - 1) sums[i + lowest_one(left)] += int32_t(product(factor, *weights++));
+    }
+}
+
+const PostingKernels& posting_kernels() {
+    static constexpr PostingKernels plain = {1, &collect_plain, &add_plain, nullptr};
+    return *Kernels<const PostingKernels*>{&plain, posting_kernels_avx2(), nullptr, posting_kernels_avx512(), nullptr,
+                                           nullptr}
+                .in_use();
+}
 
 // What a posting contributes to its token's factor, and the most that a token's postings contribute.
 
@@ -40,8 +71,10 @@ struct StoredWeights {
     uint32_t part(size_t posting, uint32_t) const { return block.weights[posting]; }
     uint32_t largest(size_t token) const { return block.largest_weight(token); }
     const uint16_t* largest_of_windows(size_t token) const { return block.window_weights(token); }
-    static size_t cost(const PostingList& list) {
-        return list.is_bitmap() ? list.n_documents / documents_a_posting : list.size();
+    static size_t cost(const PostingList& list, const PostingKernels& kernels) {
+        if (!list.is_bitmap()) return list.size();
+        const size_t one_by_one = list.size() + list.size() / 2 + list.n_documents / 16;
+        return std::min<size_t>(one_by_one, list.n_documents / kernels.documents_a_posting);
     }
 };
 
@@ -58,8 +91,9 @@ struct Bm25Parts {
         return count == 255 ? full_part : saturated(count, smallest);
     }
     static const uint16_t* largest_of_windows(size_t) { return nullptr; }
-    static size_t cost(const PostingList& list) {
-        return list.is_bitmap() ? std::min<size_t>(list.size(), list.n_documents / documents_a_count) : list.size();
+    static size_t cost(const PostingList& list, const PostingKernels& kernels) {
+        const bool is_dense = list.is_bitmap() && kernels.add_counts;
+        return is_dense ? std::min<size_t>(list.size(), list.n_documents / documents_a_count) : list.size();
     }
 
   private:
@@ -91,7 +125,7 @@ std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query,
         const uint32_t factor = query.factors[i];
         const int64_t bound = product(factor, parts.largest(token));
         const PostingList list = block.list(token);
-        if (bound > 0) lists.push_back({list, factor, bound, Parts::cost(list), parts.largest_of_windows(token)});
+        if (bound > 0) lists.push_back({list, factor, bound, Parts::cost(list, posting_kernels()), parts.largest_of_windows(token)});
     }
     return lists;
 }
@@ -155,36 +189,6 @@ class alignas(64) Best {  // each worker writes to its own
     int64_t floor_ = 0;
     std::vector<PostingHit> hits_;
 };
-
-// What is written may be overwritten by the next: there is no branch to guess wrong.
-size_t collect_plain(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint32_t* out) {
-    size_t found = 0;
-    constexpr size_t step = 16;
-    for (size_t group = 0; group < n; group += step) {
-        uint32_t above = 0;
-        for (size_t i = 0; i < step; ++i) above |= uint32_t(sums[group + i] > limit);
-        if (!above) continue;
-        for (size_t i = group; i < group + step; ++i) {
-            out[found] = uint32_t(i);
-            found += size_t(sums[i] > limit) & size_t(allowed[i]);
-        }
-    }
-    return found;
-}
-
-void add_plain(const BitmapPostings& postings, uint32_t factor, int32_t* sums) {
-    const uint16_t* weights = postings.weights;
-    for (size_t i = 0; i < postings.n; i += 16)
-        for (uint32_t left = postings.bits[i / 16]; left; left &= left - 1)
-            sums[i + lowest_one(left)] += int32_t(product(factor, *weights++));
-}
-
-const PostingKernels& posting_kernels() {
-    static constexpr PostingKernels plain = {&collect_plain, &add_plain, nullptr};
-    return *Kernels<const PostingKernels*>{&plain, posting_kernels_avx2(), nullptr, posting_kernels_avx512(), nullptr,
-                                           nullptr}
-                .in_use();
-}
 
 // A query's lists in every block, and the windows in the order in which they are searched. All workers read one plan.
 template <class Parts>
@@ -342,7 +346,8 @@ class Search {
     }
 
     void add_all(const List& list, const StoredWeights& parts, const Window& window) {
-        if (!list.is_bitmap()) return add_each(list, parts, window);
+        if (!list.is_bitmap() || list.cost < list.n_documents / kernels_.documents_a_posting)
+            return add_each(list, parts, window);
         const uint16_t* weights = parts.block.weights;
         const size_t n = (window.stop - window.start + 63) / 64 * 64;
         kernels_.add({list.documents + window.start / 16, n, weights + list.at_or_after(window.start),

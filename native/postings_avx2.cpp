@@ -44,26 +44,30 @@ constexpr Spreads spreads;
 void add(const BitmapPostings& postings, uint32_t factor, int32_t* sums) {
     const __m256i high = _mm256_set1_epi32(int(factor >> 16)), low = _mm256_set1_epi32(int(factor & 0xffff));
     const uint16_t* weights = postings.weights;
-    for (size_t i = 0; i < postings.n; i += 8) {
-        const unsigned bits = uint8_t(postings.bits[i / 16] >> i % 16);
-        alignas(16) uint16_t last[8] = {};
-        const uint16_t* from = weights;
-        if (postings.weights_end - weights < 8) {
-            for (int k = 0; k < postings.weights_end - weights; ++k) last[k] = weights[k];
-            from = last;
+    for (size_t i = 0; i < postings.n; i += 16) {
+        const unsigned bits = postings.bits[i / 16], found = unsigned(__builtin_popcount(bits));
+        const unsigned halves[2] = {bits & 0xff, bits >> 8};
+        const uint16_t* from[2] = {weights, weights + __builtin_popcount(halves[0])};
+        uint16_t last[24];
+        if (postings.weights_end - weights < 24) {  // eight are read from wherever a half begins
+            for (unsigned k = 0; k < found; ++k) last[k] = weights[k];
+            from[1] = last + (from[1] - weights);
+            from[0] = last;
         }
-        const __m128i next = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-        const __m128i spread = _mm_shuffle_epi8(next, _mm_load_si128(reinterpret_cast<const __m128i*>(spreads.of[bits])));
-        const __m256i wide = _mm256_cvtepu16_epi32(spread);
-        // factor * weight / 65536 is high * weight and a fraction, low * weight / 65536.
-        const __m256i parts = _mm256_add_epi32(_mm256_mullo_epi32(wide, high), _mm256_mulhi_epu16(wide, low));
-        __m256i* at = reinterpret_cast<__m256i*>(sums + i);
-        _mm256_storeu_si256(at, _mm256_add_epi32(parts, _mm256_loadu_si256(at)));
-        weights += unsigned(__builtin_popcount(bits));
+        for (int half = 0; half < 2; ++half) {
+            const __m128i next = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[half]));
+            const __m128i spread = _mm_load_si128(reinterpret_cast<const __m128i*>(spreads.of[halves[half]]));
+            const __m256i wide = _mm256_cvtepu16_epi32(_mm_shuffle_epi8(next, spread));
+            // factor * weight / 65536 is high * weight and a fraction, low * weight / 65536.
+            const __m256i parts = _mm256_add_epi32(_mm256_mullo_epi32(wide, high), _mm256_mulhi_epu16(wide, low));
+            __m256i* at = reinterpret_cast<__m256i*>(sums + i + 8 * half);
+            _mm256_storeu_si256(at, _mm256_add_epi32(parts, _mm256_loadu_si256(at)));
+        }
+        weights += found;
     }
 }
 
-constexpr PostingKernels kernels = {&collect, &add, nullptr};
+constexpr PostingKernels kernels = {5, &collect, &add, nullptr};
 
 }  // namespace
 

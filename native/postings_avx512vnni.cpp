@@ -108,7 +108,7 @@ void add_counts(const BitmapCounts& postings, uint32_t factor, int32_t* sums) {
     }
 }
 
-constexpr PostingKernels kernels = {&collect, &add, &add_counts};
+constexpr PostingKernels kernels = {10, &collect, &add, &add_counts};
 
 }  // namespace
 

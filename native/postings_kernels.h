@@ -33,6 +33,9 @@ struct BitmapCounts {
 };
 
 struct PostingKernels {
+    // `add` goes through so many documents in the time that one posting of a list of numbers takes.
+    size_t documents_a_posting;
+
     // Writes to `out` the numbers i < n with sums[i] > limit and allowed[i], ascending; returns how many.
     //   n: a multiple of collect_step; out: room for n + collect_step numbers, whatever is found
     size_t (*collect)(const int32_t* sums, const bool* allowed, size_t n, int32_t limit, uint32_t* out);
