@@ -385,21 +385,21 @@ class Search {
 
     void keep_allowed(const Window& window) {
         const bool* allowed = allowed_ + window.first + window.start;
-        size_t n = 0;
-        for (size_t i = 0; i < n_candidates_; ++i) {
-            const uint32_t document = candidates_[i];
-            candidates_[n] = document;
-            n += size_t(allowed[document]);
-        }
-        n_candidates_ = n;
+        keep([allowed](uint32_t document) { return allowed[document]; });
     }
 
     void keep_above(int64_t needed) {
+        keep([this, needed](uint32_t document) { return sums_[document] > needed; });
+    }
+
+    // Those candidates that do; written without a branch, as in collect_plain.
+    template <class Does>
+    void keep(const Does& does) {
         size_t n = 0;
         for (size_t i = 0; i < n_candidates_; ++i) {
             const uint32_t document = candidates_[i];
             candidates_[n] = document;
-            n += sums_[document] > needed;
+            n += size_t(does(document));
         }
         n_candidates_ = n;
     }

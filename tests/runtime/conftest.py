@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from openvino_texts import TEXTS
+from sample_texts import TEXTS
 
 from m3edge import Embeddings, Encoder, Index, _kernels_numpy
 from m3edge.cli import main

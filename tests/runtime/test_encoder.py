@@ -5,22 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from sample_texts import TEXTS
 
 from m3edge import CancelledError, Embeddings, Encoder, ProviderError
 from m3edge.encoder import plan_batches
 from m3edge.scoring import dense_scores, lexical_scores, maxsim
 from m3edge.tokenization import Tokenizer
-
-TEXTS = [
-    "How do I compress a file?",
-    "",
-    "压缩文件的方法",
-    "كيف أضغط ملفا",
-    "x",
-    "The quick brown fox jumps over the lazy dog. " * 20,
-    "Сжатие файлов",
-    "naïve café ﬁle Ⅷ",
-]
 
 
 def assert_same(left: Embeddings, right: Embeddings, atol: float = 2e-5) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openvino_texts import TEXTS, assert_same
+from openvino_results import assert_same
+from sample_texts import TEXTS
 
 from m3edge import Encoder, FormatError, ProviderError, native_engine, openvino_engine, session
 from m3edge.cpu import multiplies_bytes

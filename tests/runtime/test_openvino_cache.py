@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from openvino_texts import TEXTS, assert_same
+from openvino_results import assert_same
+from sample_texts import TEXTS
 
 from m3edge import Encoder, FormatError, openvino_engine
 from m3edge.model_folder import WEIGHTS, write_manifest
