@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from synthetic import SyntheticVectors
 from m3edge import kernels
 from m3edge.cpu import available_cpus
 from m3edge.files import write_atomically
+from m3edge.index.dense import GRAPH_FILE, DenseIndex
 from m3edge.index.graph import HnswConfig, HnswGraph
 from m3edge.index.scan import DenseScan
 
@@ -82,7 +84,15 @@ def measure(n: int, dim: int) -> list[dict[str, Any]]:
         start = time.perf_counter()
         graph = HnswGraph(dim, HnswConfig(), available_cpus())
         graph.add(np.arange(n), vectors)
-        note("hnsw", 1, time.perf_counter() - start, lambda query: graph.search(query, K))
+        note("hnswlib", 1, time.perf_counter() - start, lambda query: graph.search(query, K))
+        with TemporaryDirectory() as folder:
+            graph.save(Path(folder) / GRAPH_FILE)
+            start = time.perf_counter()
+            index = DenseIndex(dim, HnswConfig(), available_cpus(), "hnsw")
+            index.load_graph(Path(folder) / GRAPH_FILE)
+            index.add(np.arange(n), vectors)
+            index.search(queries[0], K)
+            note("hnswlib's graph by codes", 1, time.perf_counter() - start, lambda query: index.search(query, K))
     return rows
 
 

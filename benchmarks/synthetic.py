@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from m3edge.cpu import available_cpus
 from m3edge.embeddings import Embeddings, SparseRows, TokenRows, offsets_of
 from m3edge.index import Document, Index
+from m3edge.index.dense import GRAPH_FILE
 
 VOCABULARY = 250_000
 
@@ -115,9 +117,12 @@ def open_or_build_index(folder: Path, encoder: SyntheticEncoder, n: int) -> Inde
 
 
 def add_graph(index: Index) -> None:
-    """Let an open index without a graph have one, until it is closed."""
-    with index.view.reading() as current:
-        current.state.dense.build_graph()
+    """Let an open index without a graph have one, until it is closed: built, saved, and read from its file."""
+    with index.view.reading() as current, TemporaryDirectory() as folder:
+        dense = current.state.dense
+        dense.build_graph()
+        dense.writers()[GRAPH_FILE](Path(folder) / GRAPH_FILE)
+        dense.load_graph(Path(folder) / GRAPH_FILE)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -74,22 +74,29 @@ def dense_candidates(
     if n_threads < 1:
         raise ValueError(f"n_threads must be at least 1, got {n_threads}")
 
-    exact = query.astype(np.float64)
-    unit = max(np.abs(exact).max(initial=0) / _LARGEST_CODE, np.abs(exact).sum() / (_LARGEST_SUM - dim))
-    if np.abs(exact).max(initial=0) < 1e-30:
-        unit = 0.0  # every product is 0, give or take the row's error
-    query_codes = np.rint(exact / unit).astype(np.int32) if unit else np.zeros(dim, np.int32)
+    numbers, unit = query_codes(query)
     positions = np.flatnonzero(allowed)
     scale = scales[positions].astype(np.float64)
-    scores = (codes[positions].astype(np.int32) @ query_codes) * scale * unit
+    scores = (codes[positions].astype(np.int32) @ numbers) * scale * unit
     query_error = 0.5 * unit * np.sqrt(dim)  # the length of what the query's codes leave out, at most
-    slack = errors[positions] * np.linalg.norm(exact) + query_error * (scale * (127.0 * np.sqrt(dim)))
+    length = np.linalg.norm(query.astype(np.float64))
+    slack = errors[positions] * length + query_error * (scale * (127.0 * np.sqrt(dim)))
     if k < len(positions):
         least = np.partition(scores - slack, -k)[-k]
         kept = scores + slack >= least
         positions, scores, slack = positions[kept], scores[kept], slack[kept]
     order = np.lexsort((positions, -scores))
     return positions[order].astype(np.int64), (scores + slack)[order]
+
+
+def query_codes(query: np.ndarray) -> tuple[np.ndarray, float]:
+    """Whole numbers, int32 [dim], and a unit: query ≈ numbers · unit. query: float32 [dim], finite"""
+    exact = query.astype(np.float64)
+    largest = np.abs(exact).max(initial=0)
+    if largest < 1e-30:  # every product is 0, give or take the row's error
+        return np.zeros(len(query), np.int32), 0.0
+    unit = max(largest / _LARGEST_CODE, np.abs(exact).sum() / (_LARGEST_SUM - len(query)))
+    return np.rint(exact / unit).astype(np.int32), float(unit)
 
 
 def dense_scores(query: np.ndarray, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from m3edge._dense_numpy import dense_candidates as dense_candidates
 from m3edge._dense_numpy import dense_codes as dense_codes
 from m3edge._dense_numpy import dense_scores as dense_scores
+from m3edge._graph_numpy import GraphLinks as GraphLinks
 from m3edge._postings_numpy import PostingBlock as PostingBlock
 from m3edge._postings_numpy import count_postings as count_postings
 from m3edge._postings_numpy import score_postings as score_postings

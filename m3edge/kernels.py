@@ -38,6 +38,7 @@ maxsim_records = _kernels.maxsim_records
 dense_codes = _kernels.dense_codes
 dense_candidates = _kernels.dense_candidates
 dense_scores = _kernels.dense_scores
+GraphLinks = _kernels.GraphLinks
 PostingBlock = _kernels.PostingBlock
 top_postings = _kernels.top_postings
 score_postings = _kernels.score_postings

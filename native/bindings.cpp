@@ -19,6 +19,7 @@
 #include "bindings.h"
 #include "cpu.h"
 #include "dense.h"
+#include "graph.h"
 #include "maxsim.h"
 #include "postings.h"
 #include "unigram.h"
@@ -125,6 +126,50 @@ Result<float> dense_scores(const Vector<float>& query, const Matrix<float>& vect
     }
     return scores;
 }
+
+// The links and, kept alive with them, what C++ reads of them.
+struct HeldLinks {
+    Matrix<uint32_t> ground, levels;
+    Vector<uint32_t> level_starts;
+    m3edge::GraphLinks links;
+
+    HeldLinks(Matrix<uint32_t> ground_, Vector<uint32_t> level_starts_, Matrix<uint32_t> levels_, int64_t start,
+              int64_t top_level)
+        : ground(std::move(ground_)), levels(std::move(levels_)), level_starts(std::move(level_starts_)) {
+        const size_t n = ground.shape(0);
+        if (level_starts.shape(0) != n + 1) refuse("level_starts must be one longer than ground");
+        if (n >= m3edge::GraphLinks::no_node || start < 0 || top_level < 0)
+            refuse("ground, start and top_level must be those of a graph");
+        links = {ground.data(), level_starts.data(), levels.data(), n, ground.shape(1), levels.shape(1), size_t(start),
+                 size_t(top_level)};
+        if (!links.is_sound(levels.shape(0))) refuse("ground, level_starts and levels must be those of a graph");
+    }
+
+    std::optional<Result<int64_t>> candidates(const Vector<float>& query, const Matrix<int8_t>& codes,
+                                              const Vector<float>& scales, const Vector<bool>& allowed,
+                                              int64_t effort, int64_t most) const {
+        const size_t n = codes.shape(0);
+        if (query.shape(0) != codes.shape(1))
+            refuse("query and codes must be of one width, got " + std::to_string(query.shape(0)) + " and " +
+                   std::to_string(codes.shape(1)));
+        if (n < links.n || scales.shape(0) != n || allowed.shape(0) != n)
+            refuse("codes, scales and allowed must be of one length, at least that of the graph");
+        check_finite("query", query.data(), query.size());
+        if (effort < 1 || most < 1)
+            refuse("effort and most must be at least 1, got " + std::to_string(effort) + " and " + std::to_string(most));
+        std::optional<std::vector<int64_t>> found;
+        {
+            nb::gil_scoped_release release;
+            const m3edge::DenseCodes rows{codes.data(), scales.data(), nullptr, n, codes.shape(1)};
+            const size_t in_view = std::min(size_t(effort), std::max<size_t>(1, links.n));
+            found = m3edge::graph_candidates(query.data(), rows, links, allowed.data(), in_view, size_t(most));
+        }
+        if (!found) return std::nullopt;
+        auto positions = new_vector<int64_t>(found->size());
+        std::copy(found->begin(), found->end(), positions.data());
+        return positions;
+    }
+};
 
 // Posting lists
 
@@ -311,6 +356,12 @@ NB_MODULE(_native, module) {
                "scales"_a.noconvert(), "errors"_a.noconvert(), "allowed"_a.noconvert(), "k"_a, "n_threads"_a);
 
     module.def("dense_scores", &dense_scores, "query"_a.noconvert(), "vectors"_a.noconvert(), "positions"_a.noconvert());
+
+    nb::class_<HeldLinks>(module, "GraphLinks")
+        .def(nb::init<Matrix<uint32_t>, Vector<uint32_t>, Matrix<uint32_t>, int64_t, int64_t>(), "ground"_a.noconvert(),
+             "level_starts"_a.noconvert(), "levels"_a.noconvert(), "start"_a, "top_level"_a)
+        .def("candidates", &HeldLinks::candidates, "query"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(),
+             "allowed"_a.noconvert(), "effort"_a, "most"_a);
 
     nb::class_<HeldBlock>(module, "PostingBlock")
         .def(nb::init<int64_t, Vector<uint32_t>, Vector<uint32_t>, Vector<uint16_t>, Vector<uint16_t>, Vector<uint8_t>,

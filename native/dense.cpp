@@ -8,54 +8,12 @@
 #include <utility>
 
 #include "codes.h"
-#include "cpu.h"
-#include "dense_dots.h"
+#include "dense_query.h"
 #include "parallel.h"
+#include "prefetch.h"
 
 namespace m3edge {
 namespace {
-
-void dots_plain(const int8_t* const rows[dot_rows], const int16_t* query, size_t dim, int32_t dots[dot_rows]) {
-    for (size_t r = 0; r < dot_rows; ++r) {
-        int32_t sum = 0;
-        for (size_t k = 0; k < dim; ++k) sum += int32_t(rows[r][k]) * query[k];
-        dots[r] = sum;
-    }
-}
-
-DotKernel dot_kernel() {
-    return Kernels<DotKernel>{&dots_plain, dot_kernel_avx2(), nullptr, dot_kernel_avx512vnni(), nullptr,
-                              dot_kernel_neon()}
-        .in_use();
-}
-
-struct QueryCodes {
-    std::vector<int16_t> codes;
-    double scale = 0.0;
-    double norm = 0.0;      // of the query
-    double residual = 0.0;  // largest length of what the codes leave out
-    double root = 0.0;      // of dim
-};
-
-// As many bits as 16 hold and 32 bits of sum allow, whatever the rows are.
-QueryCodes quantize(const float* query, size_t dim) {
-    QueryCodes result;
-    result.codes.assign(dim, 0);
-    double largest = 0.0, absolute = 0.0, square = 0.0;
-    for (size_t k = 0; k < dim; ++k) {
-        const double value = std::fabs(double(query[k]));
-        largest = std::max(largest, value);
-        absolute += value;
-        square += value * value;
-    }
-    result.norm = std::sqrt(square);
-    result.root = std::sqrt(double(dim));
-    if (largest < 1e-30) return result;  // every product is 0, give or take the row's error
-    result.scale = std::max(largest / 32767.0, absolute / (16'000'000.0 - double(dim)));  // 127 * 16e6 < 2 ** 31
-    result.residual = 0.5 * result.scale * result.root;
-    for (size_t k = 0; k < dim; ++k) result.codes[k] = int16_t(std::nearbyint(double(query[k]) / result.scale));
-    return result;
-}
 
 constexpr double nothing = -std::numeric_limits<double>::infinity();
 
@@ -100,20 +58,10 @@ class alignas(64) Sieve {
     std::vector<DenseCandidate> kept_;
 };
 
-void prefetch(const void* address) {
-#if defined(__GNUC__)
-    __builtin_prefetch(address);
-#else
-    (void)address;
-#endif
-}
-
-constexpr size_t cache_line = 64;
-
 // The candidates among some rows.
 class Scan {
   public:
-    Scan(const QueryCodes& query, const DenseCodes& rows, DotKernel kernel) : query_(query), rows_(rows), kernel_(kernel) {}
+    Scan(const DenseQuery& query, const DenseCodes& rows, DotKernel kernel) : query_(query), rows_(rows), kernel_(kernel) {}
 
     // Takes every step-th row of first ... last.
     // Rows are asked for when they are found and scored when `waiting_rows` others have been: a mask skips rows, and several
@@ -122,7 +70,7 @@ class Scan {
         size_t waiting[waiting_rows], found = 0, scored = 0;
         for (size_t i = first; i < last; i += step) {
             if (!allowed[i]) continue;
-            for (size_t byte = 0; byte < rows_.dim; byte += cache_line) prefetch(rows_.codes + i * rows_.dim + byte);
+            prefetch(rows_.codes + i * rows_.dim, rows_.dim);
             waiting[found++ % waiting_rows] = i;
             if (found - scored < waiting_rows) continue;
             score(waiting + scored % waiting_rows, dot_rows, sieve);
@@ -149,7 +97,7 @@ class Scan {
         }
     }
 
-    const QueryCodes& query_;
+    const DenseQuery& query_;
     const DenseCodes& rows_;
     DotKernel kernel_;
 };
@@ -171,7 +119,7 @@ double expected_least(Scan& scan, size_t n, const bool* allowed, size_t k) {
 }
 
 // The candidates, of those that score `least`.
-Sieve scan_all(const QueryCodes& codes, const DenseCodes& rows, const bool* allowed, size_t k, double least,
+Sieve scan_all(const DenseQuery& codes, const DenseCodes& rows, const bool* allowed, size_t k, double least,
                size_t n_workers) {
     std::vector<Sieve> sieves(n_workers, Sieve(k, least));
     std::atomic<size_t> next{0};
@@ -214,7 +162,7 @@ void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, floa
 
 std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCodes& rows, const bool* allowed, size_t k,
                                              size_t n_threads) {
-    const QueryCodes codes = quantize(query, rows.dim);
+    const DenseQuery codes(query, rows.dim);
     const size_t n_allowed = size_t(std::count(allowed, allowed + rows.n, true));
     const double products = double(n_allowed) * double(rows.dim);
     const size_t n_workers = workers_worth(products, min_products_a_thread, n_chunks(rows), n_threads);
@@ -232,11 +180,8 @@ std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCode
 void dense_scores(const float* query, const float* vectors, size_t dim, const int64_t* positions, size_t n,
                   float* scores) {
     // The rows lie anywhere: each is waited for in whole, unless it was asked for while others were multiplied.
-    constexpr size_t rows_ahead = 4, line_numbers = cache_line / sizeof(float), lanes = 16;
-    const auto ask_for = [&](size_t i) {
-        const float* row = vectors + size_t(positions[i]) * dim;
-        for (size_t k = 0; k < dim; k += line_numbers) prefetch(row + k);
-    };
+    constexpr size_t rows_ahead = 4, lanes = 16;
+    const auto ask_for = [&](size_t i) { prefetch(vectors + size_t(positions[i]) * dim, dim * sizeof(float)); };
     for (size_t i = 0; i < std::min(n, rows_ahead); ++i) ask_for(i);
     for (size_t i = 0; i < n; ++i) {
         if (i + rows_ahead < n) ask_for(i + rows_ahead);

@@ -1,7 +1,8 @@
 """The dense part of an index: the nearest documents by inner product, exactly or, in large indexes, by a graph.
 
 "exact"  scans codes of all vectors (scan.py): nothing to build, never misses, time grows with the documents
-"hnsw"   asks a graph (graph.py); a filter that few documents pass is answered by scanning these
+"hnsw"   asks a graph, which hnswlib builds (graph.py) and its own kernel searches once it was saved (code_graph.py); a
+         filter that few documents pass is answered by scanning these
 "auto"   is exact up to AUTO_NUMBERS, a graph from there on where hnswlib is installed
 
 Documents are positions 0, 1, 2 … in the order of their rows; the graph knows the rows.
@@ -20,6 +21,8 @@ import numpy as np
 
 from m3edge import kernels
 from m3edge.errors import FormatError
+from m3edge.index import graph_file
+from m3edge.index.code_graph import CodeGraph
 from m3edge.index.graph import HnswConfig, HnswGraph, hnswlib_is_installed
 from m3edge.index.growing import GrowingArray
 from m3edge.index.late_graph import HeldFile, LateGraph
@@ -35,9 +38,15 @@ VECTORS_FILE = "dense.npy"
 # (benchmarks/dense.py). A graph of as many answers in a half, after 10 s of building, and misses some.
 AUTO_NUMBERS = 20_000_000
 
-# What a result costs that the graph is asked for, in numbers scanned: a filtered search takes whichever is cheaper
-# (benchmarks/filters.py: 5 us a result at 100,000 documents; 10 numbers a nanosecond).
-NUMBERS_A_GRAPH_RESULT = 50_000
+# What a result costs that a graph is asked for by codes, in numbers scanned: a filtered search takes whichever is
+# cheaper (benchmarks/filters.py at 100,000 documents: 2.5 us a result, for which a dozen vectors are looked at; twice
+# as much with hnswlib; 10 numbers a nanosecond).
+NUMBERS_A_GRAPH_RESULT = 25_000
+_LOOKS_A_RESULT = 12
+
+# Documents behind those of the saved graph are scanned, as long as this costs less than the saved graph saves
+# (benchmarks/dense.py: .3 ms).
+_MOST_NUMBERS_BEHIND = 2_000_000
 
 _BLOCK_ROWS = 10_000
 _GRAPH_ROWS = 32  # rows the graph takes at once: bounds how long a search waits, some 10 ms
@@ -57,6 +66,7 @@ class DenseIndex:
         self._mode = mode
         self._rows = GrowingArray(np.empty(0, np.int64))
         self._alive = np.empty(0, bool)
+        self._n_alive = 0
         # The graph holds the vectors as well, but takes 15 us to hand one out.
         self._vectors = GrowingArray(np.empty((0, dim), np.float32))
         self._vectors_file: Path | None = None
@@ -103,6 +113,7 @@ class DenseIndex:
         """
         self._rows.append(rows)
         self._alive = np.concatenate([self._alive, np.ones(len(rows), bool)])
+        self._n_alive += len(rows)
         self._vectors.append(vectors)
         if self._scan is not None:
             self._scan.add(vectors)
@@ -125,6 +136,7 @@ class DenseIndex:
             self._graph.get()  # `hide_deleted` would keep searches waiting while it is read
         self._alive = self._alive.copy()
         self._alive[gone] = False
+        self._n_alive -= len(gone)
         self._to_hide = np.concatenate([self._to_hide, self._rows.array[gone]])
 
     def hide_deleted(self) -> None:
@@ -134,16 +146,20 @@ class DenseIndex:
         self._to_hide = np.empty(0, np.int64)
 
     def search(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:
-        """The positions of the k nearest live documents: int64 [at most k], best first.
+        """The positions of the k nearest live documents: int64 [at most k], best first, from a graph only about so.
 
         query: float32 [dim]; allowed: bool [n], the documents that may be found; by default all
         """
-        allowed = self._alive if allowed is None else allowed & self._alive
-        n_allowed = int(np.count_nonzero(allowed))
+        n_allowed = self._n_alive
+        if allowed is None:
+            allowed = self._alive
+        else:
+            allowed = allowed & self._alive
+            n_allowed = int(np.count_nonzero(allowed))
         k = min(k, n_allowed)
         if k == 0:
             return np.empty(0, np.int64)
-        if self._graph is not None and (found := self._asked(self._graph, query, k, allowed, n_allowed)) is not None:
+        if self._graph is not None and (found := self._by_graph(self._graph, query, k, allowed, n_allowed)) is not None:
             return found
         return self._whole_scan().top(query, k, allowed, partial(self.scores, query), n_threads)
 
@@ -183,6 +199,7 @@ class DenseIndex:
         if vectors.shape != (len(rows), self._dim) or vectors.dtype != np.float32:
             raise ValueError(f"{path}: holds {vectors.dtype} {vectors.shape}, expected float32 {len(rows), self._dim}")
         self._rows, self._alive, self._vectors = GrowingArray(rows), alive, GrowingArray(vectors)
+        self._n_alive = int(np.count_nonzero(alive))
         self._vectors_file = path
 
     def load_graph(self, path: Path) -> None:
@@ -215,7 +232,10 @@ class DenseIndex:
             graph.delete(rows[~alive])
             return graph
 
-        return LateGraph(file, read, build)
+        read_links = partial(
+            graph_file.read_links, dim=self._dim, m=self._config.m, ef_construction=self._config.ef_construction
+        )
+        return LateGraph(file, read, read_links, build)
 
     def _save_graph(self, path: Path) -> None:
         assert self._graph is not None
@@ -228,17 +248,50 @@ class DenseIndex:
 
     # Ways to search
 
-    def _asked(
+    def _by_graph(
         self, graph: LateGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
     ) -> np.ndarray | None:
-        """The k nearest that are allowed, from the graph; None where scanning them is less work, or it finds too few.
+        """The k nearest that are allowed, from the graph; None where scanning is less work, or it finds too few."""
+        links = graph.links(self._rows.array)
+        if links is None or (len(self) - len(links)) * self._dim > _MOST_NUMBERS_BEHIND:
+            return self._by_hnswlib(graph, query, k, allowed, n_allowed)
+        return self._by_links(links, query, k, allowed, n_allowed)
 
-        It is asked for so many that k of them should be allowed. It may also know rows that are being added for the
+    def _by_links(
+        self, links: CodeGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
+    ) -> np.ndarray | None:
+        effort = max(
+            k + k // 8, self._config.ef_search
+        )  # some more than are wanted: codes do not tell quite who is best
+        most = len(links)
+        if n_allowed < self._n_alive:
+            numbers = n_allowed * self._dim  # to scan
+            if effort * self._n_alive / n_allowed * NUMBERS_A_GRAPH_RESULT >= numbers:
+                return None
+            # Further on it has cost as much as scanning them: what is allowed lies far from the query.
+            most = min(most, 1 + _LOOKS_A_RESULT * numbers // max(1, NUMBERS_A_GRAPH_RESULT))
+        scan = self._whole_scan()
+        found = links.near(query, scan, allowed, effort, most)
+        if found is None or (len(found) < k and len(found) < np.count_nonzero(allowed[: len(links)])):
+            return None
+        if len(links) < len(self):
+            behind = scan.top(query, k, allowed, partial(self.scores, query), first=len(links))
+            found, n_sure = np.concatenate([found, behind]), 0
+        else:
+            n_sure = k - k // 8  # codes tell wrongly who is 95th, but not that the 50th is the 101st
+        doubtful = found[n_sure:]
+        best = np.argsort(-self.scores(query, doubtful), kind="stable")[: k - n_sure]
+        return np.concatenate([found[:n_sure], doubtful[best]])
+
+    def _by_hnswlib(
+        self, graph: LateGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
+    ) -> np.ndarray | None:
+        """It is asked for so many that k of them should be allowed. It may also know rows that are being added for the
         next state, deleted ones not hidden yet, and ones of an interrupted attempt that were deleted since.
         """
-        n_live = int(np.count_nonzero(self._alive))
+        n_live = self._n_alive
         wanted = k if n_allowed == n_live else int(1.5 * k * n_live / n_allowed) + 10
-        while n_allowed == n_live or wanted * NUMBERS_A_GRAPH_RESULT < n_allowed * self._dim:
+        while n_allowed == n_live or 2 * wanted * NUMBERS_A_GRAPH_RESULT < n_allowed * self._dim:
             rows = graph.get().search(query, wanted)
             if rows is None:
                 return None

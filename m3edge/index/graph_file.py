@@ -1,4 +1,5 @@
-"""Looks through a file that hnswlib 0.8 wrote before hnswlib reads it, which follows every number in it unchecked.
+"""The file of a graph that hnswlib 0.8 wrote: looked through, before hnswlib follows every number in it unchecked, and
+its links, which m3edge searches without it (code_graph.py).
 
     header     offsets, sizes and parameters, then the element at which a search starts and the levels it has
     elements   each: its links on level 0, its vector, its label
@@ -13,8 +14,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+from m3edge._graph_numpy import NO_NODE
 
 _HEADER = np.dtype(
     [
@@ -62,6 +66,56 @@ def problem_of_graph(path: Path, dim: int, m: int, ef_construction: int) -> str 
     return _problem_of_levels(content[levels_at:].view("<u4"), n, links_words, top_level, start)
 
 
+class StoredLinks(NamedTuple):
+    """Which elements are linked, as kernels.GraphLinks wants it: ground, level_starts, levels, start, top_level; and
+    labels, int64 [n], the elements' own numbers."""
+
+    ground: np.ndarray
+    level_starts: np.ndarray
+    levels: np.ndarray
+    start: int
+    top_level: int
+    labels: np.ndarray
+
+
+def read_links(path: Path, dim: int, m: int, ef_construction: int) -> StoredLinks:
+    """The links in a graph's file. The other arguments: what it was made with.
+
+    Raises OSError when it cannot be read, ValueError when it has a problem.
+    """
+    problem = problem_of_graph(path, dim, m, ef_construction)
+    if problem is not None:
+        raise ValueError(problem)
+    content = np.asarray(np.memmap(path, np.uint8, "r"))
+    header = content[:_HEADER_BYTES].view(_HEADER)[0]
+    n, m = int(header["elements"]), int(header["m"])
+    levels_at = _HEADER_BYTES + n * int(header["element_bytes"])
+    elements = content[_HEADER_BYTES:levels_at].reshape(n, int(header["element_bytes"]))
+    ground = _used_links(np.ascontiguousarray(elements[:, : 4 * (1 + 2 * m)]).view("<u4"))
+    labels = np.ascontiguousarray(elements[:, -8:]).view("<i8")[:, 0]
+    words = content[levels_at:].view("<u4")
+    places = _places(words, n, 4 * (1 + m))
+    assert places is not None
+    n_levels = np.zeros(n, np.int64)
+    n_levels[places[0]] = places[2]
+    level_starts = np.concatenate([[0], np.cumsum(n_levels)]).astype(np.uint32)
+    levels = _used_links(_level_links(words, places, 1 + m))
+    return StoredLinks(ground, level_starts, levels, int(header["start"]), int(header["top_level"]), labels)
+
+
+def _used_links(rows: np.ndarray) -> np.ndarray:
+    """uint32 [n, places]; rows: uint32 [n, 1 + places], as they lie in the file"""
+    is_used = np.arange(rows.shape[1] - 1) < (rows[:, :1] & _COUNT)
+    return np.where(is_used, rows[:, 1:], np.uint32(NO_NODE))
+
+
+def _level_links(words: np.ndarray, places: tuple[np.ndarray, ...], links_words: int) -> np.ndarray:
+    """What the file tells of each level of each element above the ground: uint32 [n_levels, links_words]"""
+    _, begins, levels = places
+    level = np.arange(levels.sum()) - np.repeat(np.cumsum(levels) - levels, levels)  # 0 is the first above the ground
+    return words[(np.repeat(begins, levels) + level * links_words)[:, None] + np.arange(links_words)]
+
+
 def _problem_of_elements(elements: np.ndarray, most: int) -> str | None:
     """elements: uint8 [n, element_bytes]; most: links that each may have"""
     n = len(elements)
@@ -82,13 +136,13 @@ def _problem_of_levels(words: np.ndarray, n: int, links_words: int, top_level: i
     places = _places(words, n, 4 * links_words)
     if places is None:
         return "its levels are of another size"
-    elements, begins, levels = places
+    elements, _, levels = places
     levels_of = np.zeros(n, np.int64)
     levels_of[elements] = levels
     if start >= n or not 0 <= top_level <= levels_of[start]:
         return "it starts at an element, or a level, that there is not"
     level = np.arange(levels.sum()) - np.repeat(np.cumsum(levels) - levels, levels)  # 0 is the first above the ground
-    links = words[(np.repeat(begins, levels) + level * links_words)[:, None] + np.arange(links_words)]
+    links = _level_links(words, places, links_words)
     counts = links[:, 0] & _COUNT
     if counts.max(initial=0) >= links_words:
         return "an element has more links than places for them"

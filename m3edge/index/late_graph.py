@@ -12,9 +12,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
+from m3edge.index.code_graph import CodeGraph
 from m3edge.index.graph import HnswGraph
+from m3edge.index.graph_file import StoredLinks
+
+_DAMAGED = (OSError, RuntimeError, ValueError)
 
 
 class HeldFile:
@@ -40,46 +47,85 @@ class HeldFile:
 
 
 class LateGraph:
-    """One graph, shared by the states of an index that follow each other. Safe to ask from several threads."""
+    """One graph, shared by the states of an index that follow each other. Safe to ask from several threads.
+
+    hnswlib is wanted where the graph grows, and where there is no file. To be searched, the file's links are enough.
+    """
 
     def __init__(
-        self, file: HeldFile | None, read: Callable[[Path], HnswGraph], build: Callable[[], HnswGraph]
+        self,
+        file: HeldFile | None,
+        read: Callable[[Path], HnswGraph],
+        read_links: Callable[[Path], StoredLinks],
+        build: Callable[[], HnswGraph],
     ) -> None:
         """read:  makes it of its file; raises OSError, RuntimeError or ValueError where that is damaged
+        read_links: reads the file's links; the same
         build: makes it where there is no file, or of a damaged one, which is a RuntimeWarning"""
-        self._file, self._read, self._build = file, read, build
+        self._file, self._read, self._read_links, self._build = file, read, read_links, build
         self._graph: HnswGraph | None = None
-        self._lock = threading.Lock()
+        self._stored: StoredLinks | None = None  # what was read of them, until a search wants them
+        self._links: CodeGraph | None = None
+        self._has_links = file is not None
+        self._lock = threading.RLock()
         self.is_rebuilt = False  # whether another file should take the place of a damaged one
-        if file is None or not file.can_wait:
+        if file is None:
             self.get()
+        elif not file.can_wait:
+            self._take_links()
+            self.get()
+            self._let_go()
 
     def get(self) -> HnswGraph:
-        """The graph; waits while it is read."""
+        """The graph in hnswlib's hands; waits while it is read."""
         with self._lock:
             if self._graph is None:
                 self._graph = self._made()
-                self._let_go()
             return self._graph
 
+    def links(self, rows: np.ndarray) -> CodeGraph | None:
+        """The links that its file has, if these are between the first of these rows, int64 [n], and nothing is wrong
+        with the file; waits while they are read. None: `get` knows more."""
+        with self._lock:
+            if self._has_links and self._links is None:
+                self._take_links()
+                with suppress(ValueError):
+                    self._links = CodeGraph(self._stored, rows) if self._stored is not None else None
+                self._has_links, self._stored = self._links is not None, None
+            return self._links
+
     def close(self) -> None:
-        """Let go of the file, if it was not read; the graph must not be asked for any more."""
+        """Let go of the file; the graph must not be asked for any more."""
         with self._lock:
             self._let_go()
+
+    def _take_links(self) -> None:
+        if self._file is not None and self._stored is None:
+            try:
+                self._refuse_changes(self._file)
+                self._stored = self._read_links(self._file.path)
+            except _DAMAGED:
+                self.get()  # which warns, if nobody was warned yet, and makes the graph again
 
     def _made(self) -> HnswGraph:
         if self._file is None:
             return self._build()
         try:
-            if self._file.has_changed:
-                raise ValueError("it was written to since the index was opened")
+            self._refuse_changes(self._file)
             return self._read(self._file.path)
-        except (OSError, RuntimeError, ValueError) as error:
+        except _DAMAGED as error:
             message = f"{self._file.name}: damaged ({error}); it is made again from the documents"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.is_rebuilt = True
+            self._let_go()
             return self._build()
+
+    @staticmethod
+    def _refuse_changes(file: HeldFile) -> None:
+        if file.has_changed:
+            raise ValueError("it was written to since the index was opened")
 
     def _let_go(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None

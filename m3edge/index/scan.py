@@ -24,6 +24,16 @@ class DenseScan:
     def __len__(self) -> int:
         return len(self._scales.array)
 
+    @property
+    def codes(self) -> np.ndarray:
+        """int8 [n, dim]"""
+        return self._codes.array
+
+    @property
+    def scales(self) -> np.ndarray:
+        """float32 [n]: vectors are about codes · scales"""
+        return self._scales.array
+
     def successor(self) -> DenseScan:
         """One that goes on from here, as GrowingArray's: this one stays as it is."""
         other = DenseScan(0)
@@ -45,14 +55,16 @@ class DenseScan:
         allowed: np.ndarray,
         scores_of: Callable[[np.ndarray], np.ndarray],
         n_threads: int = 1,
+        first: int = 0,
     ) -> np.ndarray:
         """The positions of the k allowed vectors of the largest inner product, int64 [at most k], best first.
 
-        query: float32 [dim]; k: at least 1; allowed: bool [n]; scores_of: gives positions' exact scores, float32 [m]
+        query: float32 [dim]; k: at least 1; allowed: bool [n]; scores_of: gives positions' exact scores, float32 [m];
+        first: where to begin
         """
-        positions, bounds = kernels.dense_candidates(
-            query, self._codes.array, self._scales.array, self._errors.array, allowed, k, n_threads
-        )
+        codes, scales, errors = (array.array[first:] for array in (self._codes, self._scales, self._errors))
+        positions, bounds = kernels.dense_candidates(query, codes, scales, errors, allowed[first:], k, n_threads)
+        positions += first
         scores = scores_of(positions[:k])
         if len(positions) > k:  # the k-th of these scores rules out most of the others
             rest = k + np.flatnonzero(bounds[k:] >= scores.min())

@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 import pytest
 
-from m3edge import Index
+from m3edge import Index, kernels
 from m3edge.index.graph import HnswConfig, HnswGraph
-from m3edge.index.graph_file import problem_of_graph
+from m3edge.index.graph_file import problem_of_graph, read_links
 
 DIM, M = 16, 16
 LINKS0_BYTES = 4 * (1 + 2 * M)
@@ -246,10 +246,11 @@ def test_links_on_upper_levels_are_followed_only_to_elements_that_have_them(grap
 
 
 def test_bytes_changed_anywhere_are_refused_or_searched_without_harm(graph):
-    """Every one of these graphs that is not refused is searched, by a kernel that checks nothing."""
+    """Every one of these graphs that is not refused is searched: by hnswlib, which checks nothing, and by codes."""
     rng = np.random.default_rng(1)
     content, levels_at, path = graph
     queries = rng.standard_normal((5, DIM)).astype(np.float32)
+    codes, scales, _ = kernels.dense_codes(rng.standard_normal((2000, DIM)).astype(np.float32))
     refused = 0
     for i in range(300):
         changed = bytearray(content)
@@ -261,6 +262,8 @@ def test_bytes_changed_anywhere_are_refused_or_searched_without_harm(graph):
             refused += 1
             continue
         loaded = HnswGraph(DIM, HnswConfig(), 1, path)
+        links = kernels.GraphLinks(*read_links(path, DIM, M, 200)[:5])
         for query in queries:
             loaded.search(query, 10)
+            links.candidates(query, codes, scales, np.ones(2000, bool), 10, 2000)
     assert 100 < refused < 300

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from m3edge import Index
+from m3edge.index import graph_file as graph_file_module
 from m3edge.index.graph import HnswGraph
 from m3edge.index.late_graph import HeldFile
 
@@ -45,15 +46,20 @@ def folder(made, tmp_path):
 
 @pytest.fixture
 def readings(monkeypatch):
-    """What graphs were made of, files and None, in a list that grows."""
+    """What graphs were made of, files and None, in a list that grows, by hnswlib or of a file's links alone."""
     made_of = []
-    make = HnswGraph.__init__
+    make, read = HnswGraph.__init__, graph_file_module.read_links
 
     def remember(self, dim, config, n_threads, path=None):
         made_of.append(path)
         make(self, dim, config, n_threads, path)
 
+    def remember_links(path, **config):
+        made_of.append(path)
+        return read(path, **config)
+
     monkeypatch.setattr(HnswGraph, "__init__", remember)
+    monkeypatch.setattr(graph_file_module, "read_links", remember_links)
     return made_of
 
 
@@ -112,6 +118,21 @@ def test_a_graph_that_was_written_to_since_opening_is_made_again_and_kept(folder
     assert None not in readings
 
 
+def test_hnswlib_reads_it_where_documents_are_added(folder, made, monkeypatch):
+    by_hnswlib = []
+    monkeypatch.setattr(HnswGraph, "search", lambda self, query, k: by_hnswlib.append(k))
+    with Index.open(folder) as index:
+        expected = search(index, made)
+        dense = index.view._current.state.dense
+        assert dense._graph._graph is None
+        index.add(made.documents_of({"new": 1}), embeddings=made.embeddings_of({"new": 1}))
+        assert dense._graph._graph is not None
+        found = search(index, made)  # the new one, which the links do not know, is scanned
+        assert [hit for hit in found if hit.id != "new"] == expected[:19]
+        assert "new" in {hit.id for hit in index.search(made.embeddings_of({"new": 1}), k=5)}
+        assert by_hnswlib == []
+
+
 def test_what_was_deleted_or_added_before_the_first_search_counts(folder, made):
     with Index.open(folder) as index:
         index.delete("d3")
@@ -149,6 +170,6 @@ def test_where_a_held_file_cannot_be_opened_again_the_graph_is_read_at_once(fold
 
     monkeypatch.setattr(HeldFile, "__init__", without_proc)
     with Index.open(folder) as index:
-        assert readings == [graph_file(folder)]
+        assert readings == [graph_file(folder)] * 2  # its links, and by hnswlib, which adding needs
         assert len(search(index, made)) == 20
-        assert len(readings) == 1
+        assert len(readings) == 2

@@ -172,7 +172,7 @@ def test_eight_threads_search_while_one_writes_and_every_hit_is_right(seconds, m
     for thread in threads:
         thread.start()
     end, version = time.monotonic() + seconds, 0
-    while time.monotonic() < end and not problems:
+    while (time.monotonic() < end or version < 2) and not problems:  # however slow the machine is
         version += 1
         upsert(made_index, made, {f"d{i % 20}": version for i in range(version, version + 3)})
         extra = {f"extra {version} {i}": version for i in range(100)}
@@ -185,7 +185,6 @@ def test_eight_threads_search_while_one_writes_and_every_hit_is_right(seconds, m
         thread.join()
     assert problems == []
     assert min(searches) > 0
-    assert version > 1
 
 
 def test_searches_of_the_old_snapshot_do_not_see_what_the_graph_is_taking_in(made_index, made, monkeypatch):
