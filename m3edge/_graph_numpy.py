@@ -56,6 +56,9 @@ class GraphLinks:
             raise ValueError("ground, level_starts and levels must be those of a graph")
         self._ground, self._starts, self._levels, self._start, self._top = ground, starts, levels, start, top_level
 
+    def __len__(self) -> int:
+        return len(self._ground)
+
     def candidates(
         self,
         query: np.ndarray,

@@ -43,6 +43,7 @@ PostingBlock = _kernels.PostingBlock
 top_postings = _kernels.top_postings
 score_postings = _kernels.score_postings
 count_postings = _kernels.count_postings
+hybrid_scores = _kernels.hybrid_scores
 
 # Without a twin: Hugging Face's tokenizers, from which it saves the parsing, is its definition and stands in for it.
 Unigram: Any = getattr(_kernels, "Unigram", None)

@@ -1,7 +1,7 @@
 // m3edge._native: checks what Python hands over, lets go of the GIL, calls the kernels. Nothing is computed here.
 //
 // Arrays are taken as they lie (`noconvert`): another type or a strided array is a TypeError, never a silent copy. The
-// readable definition of every function is its twin in m3edge/_kernels_numpy.py.
+// readable definition of every function is its twin (m3edge/_kernels_numpy.py names them all).
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -20,6 +20,7 @@
 #include "cpu.h"
 #include "dense.h"
 #include "graph.h"
+#include "hybrid.h"
 #include "maxsim.h"
 #include "postings.h"
 #include "unigram.h"
@@ -294,6 +295,95 @@ int64_t count_postings(const std::vector<const HeldBlock*>& blocks, uint32_t tok
     return m3edge::count_postings(call.blocks, token, allowed.data());
 }
 
+// Hybrid search
+
+using DenseArguments = std::tuple<Vector<float>, Matrix<float>>;
+using GraphArguments = std::tuple<const HeldLinks*, Matrix<int8_t>, Vector<float>, int64_t, int64_t, int64_t>;
+using LexicalArguments =
+    std::tuple<std::vector<const HeldBlock*>, Vector<uint32_t>, Vector<uint32_t>, Norms, Norms, int64_t>;
+using TokenArguments =
+    std::tuple<Matrix<float>, Matrix<uint8_t>, int64_t, Vector<int64_t>, Vector<int64_t>, Vector<bool>>;
+
+m3edge::DensePart checked_part(const DenseArguments& dense, size_t n_documents) {
+    const auto& [query, vectors] = dense;
+    if (query.shape(0) != vectors.shape(1) || vectors.shape(0) != n_documents)
+        refuse("dense must be a query and as wide a vector for each document");
+    check_finite("dense", query.data(), query.size());
+    return {query.data(), vectors.data(), vectors.shape(1)};
+}
+
+m3edge::GraphPart checked_part(const GraphArguments& graph, const m3edge::DensePart& dense, size_t n_documents) {
+    const auto& [links, codes, scales, k, effort, most] = graph;
+    if (codes.shape(1) != dense.dim || codes.shape(0) != n_documents || scales.shape(0) != n_documents ||
+        links->links.n > n_documents)
+        refuse("graph must have codes and a scale for each document, and no more nodes");
+    if (k < 1 || effort < k || most < 1) refuse("graph must ask for at least 1, and have no less in view");
+    const size_t all = std::max<size_t>(1, links->links.n);
+    return {&links->links, {codes.data(), scales.data(), nullptr, n_documents, dense.dim}, std::min(size_t(k), all),
+            std::min(size_t(effort), all), size_t(most)};
+}
+
+m3edge::LexicalPart checked_part(const LexicalArguments& lexical, const Vector<bool>& allowed) {
+    const auto& [blocks, tokens, factors, norms, smallest, k] = lexical;
+    PostingCall call(blocks);
+    call.take_query(tokens, factors);
+    call.take_norms(norms, smallest);
+    call.check_allowed(allowed);
+    if (k < 1) refuse("lexical must ask for at least 1 document, got " + std::to_string(k));
+    return {call.blocks, call.query, call.norms, std::min(size_t(k), std::max<size_t>(1, call.n_documents))};
+}
+
+m3edge::TokenPart checked_part(const TokenArguments& tokens, size_t n_documents) {
+    const auto& [query, records, bits, starts, counts, sound] = tokens;
+    if (starts.shape(0) != n_documents || counts.shape(0) != n_documents || sound.shape(0) != n_documents)
+        refuse("tokens must have a start, a count and a word of their soundness for each document");
+    check_finite("tokens", query.data(), query.size());
+    return {query.data(),   query.shape(0), query.shape(1), checked_records(records, bits, query.shape(1)),
+            records.shape(0), starts.data(),  counts.data(),  sound.data()};
+}
+
+template <class T>
+std::optional<Result<T>> returned(const std::vector<T>& values, bool is_wanted = true) {
+    if (!is_wanted) return std::nullopt;
+    auto result = new_vector<T>(values.size());
+    std::copy(values.begin(), values.end(), result.data());
+    return result;
+}
+
+auto hybrid_scores(const Vector<bool>& allowed, const std::optional<Vector<int64_t>>& nearest,
+                   const std::optional<DenseArguments>& dense, const std::optional<GraphArguments>& graph,
+                   const std::optional<LexicalArguments>& lexical, const std::optional<TokenArguments>& tokens,
+                   int64_t n_threads) {
+    m3edge::HybridParts parts{};
+    parts.allowed = allowed.data();
+    parts.n_documents = allowed.shape(0);
+    if (nearest) parts.nearest.assign(nearest->data(), nearest->data() + nearest->shape(0));
+    for (int64_t position : parts.nearest)
+        if (position < 0 || position >= int64_t(parts.n_documents))
+            refuse("nearest must be among the " + std::to_string(parts.n_documents) + " documents, got " +
+                   std::to_string(position));
+    if (graph && (nearest || !dense)) refuse("graph needs dense, and leaves no place for nearest");
+    if (dense) parts.dense = checked_part(*dense, parts.n_documents);
+    if (graph) parts.graph = checked_part(*graph, *parts.dense, parts.n_documents);
+    if (lexical) parts.lexical = checked_part(*lexical, allowed);
+    if (tokens) parts.tokens = checked_part(*tokens, parts.n_documents);
+    const size_t threads = checked_threads(n_threads);
+    m3edge::HybridScores found;
+    {
+        nb::gil_scoped_release release;
+        found = m3edge::hybrid_scores(parts, threads);
+    }
+    using Scores = std::tuple<Result<int64_t>, std::optional<Result<float>>, std::optional<Result<int64_t>>,
+                              std::optional<Result<float>>>;
+    if (found.is_graph_left) return std::optional<Scores>();
+    if (found.misplaced >= 0)
+        refuse("tokens must lie within the " + std::to_string(parts.tokens->n_records) + " records, those of document " +
+               std::to_string(found.misplaced) + " do not");
+    return std::optional<Scores>({*returned(found.positions), returned(found.dense, dense.has_value()),
+                                  returned(found.lexical, lexical.has_value()),
+                                  returned(found.tokens, tokens.has_value())});
+}
+
 // Tokenization
 
 // The arrays, mapped from a file and kept alive, and what segments words with them.
@@ -360,6 +450,7 @@ NB_MODULE(_native, module) {
     nb::class_<HeldLinks>(module, "GraphLinks")
         .def(nb::init<Matrix<uint32_t>, Vector<uint32_t>, Matrix<uint32_t>, int64_t, int64_t>(), "ground"_a.noconvert(),
              "level_starts"_a.noconvert(), "levels"_a.noconvert(), "start"_a, "top_level"_a)
+        .def("__len__", [](const HeldLinks& held) { return held.links.n; })
         .def("candidates", &HeldLinks::candidates, "query"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(),
              "allowed"_a.noconvert(), "effort"_a, "most"_a);
 
@@ -374,6 +465,10 @@ NB_MODULE(_native, module) {
     module.def("score_postings", &score_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
                "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "positions"_a.noconvert());
     module.def("count_postings", &count_postings, "blocks"_a, "token"_a, "allowed"_a.noconvert());
+
+    module.def("hybrid_scores", &hybrid_scores, "allowed"_a.noconvert(), "nearest"_a.noconvert().none(),
+               "dense"_a.noconvert().none(), "graph"_a.noconvert().none(), "lexical"_a.noconvert().none(),
+               "tokens"_a.noconvert().none(), "n_threads"_a);
 
     nb::class_<HeldUnigram>(module, "Unigram")
         .def(nb::init<Vector<double>, Vector<uint32_t>, Vector<int32_t>, Vector<uint8_t>, int64_t>(),

@@ -33,7 +33,6 @@ struct PackedQuery {
     size_t n_blocks;
 
     const uint8_t* codes() const { return lines.data(); }
-    size_t bytes() const { return lines.bytes() - lines_behind_query * cache_line; }
 };
 
 // Room for n_tokens rows of `width` bytes, as a tile kernel wants them; every byte is the kernel's code of 0.
@@ -163,23 +162,42 @@ class DocumentScorer {
 
 constexpr double min_products_a_thread = 8e6;
 
+PackedQuery packed(const float* query, size_t n_tokens, size_t dim, const Records& records) {
+    return records.bits == 16 ? pack_floats(query, n_tokens, dim, float_kernel().tile)
+                              : pack_bytes(query, n_tokens, dim, records.width(), tile_kernel());
+}
+
 }  // namespace
+
+struct MaxSim::Workers {
+    PackedQuery query;
+    Records records;
+    std::vector<DocumentScorer> scorers;
+};
+
+MaxSim::MaxSim(const float* query, size_t n_tokens, size_t dim, const Records& records, size_t n_workers)
+    : workers_(new Workers{packed(query, n_tokens, dim, records), records, {}}) {
+    const TileKernel& kernel = records.bits == 16 ? float_kernel().tile : tile_kernel();
+    for (size_t i = 0; i < n_workers; ++i) workers_->scorers.emplace_back(workers_->query, workers_->records, kernel);
+}
+
+MaxSim::~MaxSim() = default;
+
+float MaxSim::operator()(size_t worker, int64_t start, int64_t count, int64_t next) {
+    return workers_->scorers[worker](start, count, next);
+}
 
 void maxsim(const float* query, size_t n_tokens, size_t dim, const Records& records, const int64_t* starts,
             const int64_t* counts, size_t n_documents, size_t n_threads, float* scores) {
-    const bool halves = records.bits == 16;
-    const TileKernel& kernel = halves ? float_kernel().tile : tile_kernel();
-    const PackedQuery packed = halves ? pack_floats(query, n_tokens, dim, kernel)
-                                      : pack_bytes(query, n_tokens, dim, records.width(), kernel);
     double products = 0.0;
-    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(packed.bytes());
+    for (size_t i = 0; i < n_documents; ++i) products += double(counts[i]) * double(n_tokens * dim);
     const size_t n_workers = workers_worth(products, min_products_a_thread, n_documents, n_threads);
-    std::vector<DocumentScorer> scorers(n_workers, DocumentScorer(packed, records, kernel));
+    MaxSim scorer(query, n_tokens, dim, records, n_workers);
     std::atomic<size_t> next{0};
     run_workers(n_workers, [&](size_t worker) {
         for (size_t i = next++, after; i < n_documents; i = after) {
             after = next++;
-            scores[i] = scorers[worker](starts[i], counts[i], starts[after < n_documents ? after : i]);
+            scores[i] = scorer(worker, starts[i], counts[i], starts[after < n_documents ? after : i]);
         }
     });
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace m3edge {
 
@@ -18,6 +19,21 @@ struct Records {
     size_t scale_bytes() const { return bits == 16 ? 0 : sizeof(float); }
     size_t code_bytes() const { return record_bytes - scale_bytes(); }
     size_t width() const { return bits == 16 ? code_bytes() / 2 : code_bytes() * (8 / bits); }
+};
+
+// One query made ready, and what each of n_workers needs to score documents side by side with the others.
+class MaxSim {
+  public:
+    MaxSim(const float* query, size_t n_tokens, size_t dim, const Records& records, size_t n_workers);
+    ~MaxSim();
+
+    // The score of the document that owns records start ... start + count, as maxsim() says. worker: less than n_workers,
+    // and nobody else's meanwhile; next: the first record that will be wanted after this document
+    float operator()(size_t worker, int64_t start, int64_t count, int64_t next);
+
+  private:
+    struct Workers;
+    std::unique_ptr<Workers> workers_;
 };
 
 // scores[i] = mean over the query's tokens of max over j in [starts[i], starts[i] + counts[i]) of <query token, j>;

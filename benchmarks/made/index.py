@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from m3edge._kernels_numpy import record_bytes
+from m3edge._maxsim_numpy import record_bytes
 from m3edge.bench.report import table
 
 from .results import result

@@ -15,7 +15,7 @@ from m3edge.index.scan import DenseScan
 
 
 class CodeGraph:
-    """The graph of an index's first `len` positions."""
+    """The graph of an index's first `len` positions; links: kernels.GraphLinks between them."""
 
     def __init__(self, stored: StoredLinks, rows: np.ndarray) -> None:
         """rows: int64 [n], ascending, of the index's documents; those of the graph must be the first of them, or it is
@@ -30,7 +30,7 @@ class CodeGraph:
         n_levels = (first[1:] - first[:-1])[order]
         starts = np.concatenate([[0], np.cumsum(n_levels)])
         of_levels = np.repeat(first[:-1][order] - starts[:-1], n_levels) + np.arange(starts[-1])
-        self._links = kernels.GraphLinks(
+        self.links = kernels.GraphLinks(
             positions[np.minimum(stored.ground[order], n)],
             starts.astype(np.uint32),
             positions[np.minimum(stored.levels[of_levels], n)],
@@ -50,4 +50,4 @@ class CodeGraph:
         query: float32 [dim]; scan: has the codes; allowed: bool [n]; effort: at least 1, the more, the fewer are missed
         None where more than `most` vectors would have to be looked at
         """
-        return self._links.candidates(query, scan.codes, scan.scales, allowed, effort, most)
+        return self.links.candidates(query, scan.codes, scan.scales, allowed, effort, most)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from m3edge import kernels
+from m3edge._hybrid_numpy import DensePart, GraphPart
 from m3edge.errors import FormatError
 from m3edge.index import graph_file
 from m3edge.index.code_graph import CodeGraph
@@ -86,11 +87,6 @@ class DenseIndex:
             return len(self) * self._dim > AUTO_NUMBERS and hnswlib_is_installed()
         return self._mode == "hnsw"
 
-    @property
-    def has_graph(self) -> bool:
-        """Whether searches ask a graph, which takes one thread, unless a filter passes few documents."""
-        return self._graph is not None
-
     def successor(self) -> DenseIndex:
         """One that goes on from here. This one can be searched as before, whatever is added to its successor."""
         other = copy.copy(self)
@@ -146,7 +142,7 @@ class DenseIndex:
         self._to_hide = np.empty(0, np.int64)
 
     def search(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:
-        """The positions of the k nearest live documents: int64 [at most k], best first, from a graph only about so.
+        """The positions of the k nearest live documents: int64 [at most k], best first.
 
         query: float32 [dim]; allowed: bool [n], the documents that may be found; by default all
         """
@@ -162,6 +158,20 @@ class DenseIndex:
         if self._graph is not None and (found := self._by_graph(self._graph, query, k, allowed, n_allowed)) is not None:
             return found
         return self._whole_scan().top(query, k, allowed, partial(self.scores, query), n_threads)
+
+    def part(self, query: np.ndarray) -> DensePart:
+        """What a hybrid search takes for `scores`. query: float32 [dim]"""
+        return DensePart(np.ascontiguousarray(query, np.float32), self._vectors.array)
+
+    def graph_part(self, k: int, allowed: np.ndarray | None = None) -> GraphPart | None:
+        """What a hybrid search takes for `search`; None where that has to be asked, or has less work."""
+        n_allowed = self._n_alive if allowed is None else int(np.count_nonzero(allowed & self._alive))
+        k = min(k, n_allowed)
+        links = None if self._graph is None or k == 0 else self._graph.links(self._rows.array)
+        if links is None or len(links) < len(self) or (way := self._way(links, k, n_allowed)) is None:
+            return None
+        scan = self._whole_scan()
+        return GraphPart(links.links, scan.codes, scan.scales, k, *way)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """The vectors of some documents: float32 [n, dim]. positions: int64 [n]"""
@@ -260,9 +270,22 @@ class DenseIndex:
     def _by_links(
         self, links: CodeGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int
     ) -> np.ndarray | None:
-        effort = max(
-            k + k // 8, self._config.ef_search
-        )  # some more than are wanted: codes do not tell quite who is best
+        way = self._way(links, k, n_allowed)
+        if way is None:
+            return None
+        scan = self._whole_scan()
+        found = links.near(query, scan, allowed, *way)
+        if found is None or (len(found) < k and len(found) < np.count_nonzero(allowed[: len(links)])):
+            return None
+        if len(links) < len(self):
+            behind = scan.top(query, k, allowed, partial(self.scores, query), first=len(links))
+            found = np.concatenate([found, behind])
+        return found[np.lexsort((found, -self.scores(query, found)))[:k]]
+
+    def _way(self, links: CodeGraph, k: int, n_allowed: int) -> tuple[int, int] | None:
+        """How many documents to keep in view for k of those that are allowed, and how many to look at, at most; None
+        where scanning them is less work."""
+        effort = max(k + k // 8, self._config.ef_search)  # more than are wanted: codes do not tell quite who is best
         most = len(links)
         if n_allowed < self._n_alive:
             numbers = n_allowed * self._dim  # to scan
@@ -270,18 +293,7 @@ class DenseIndex:
                 return None
             # Further on it has cost as much as scanning them: what is allowed lies far from the query.
             most = min(most, 1 + _LOOKS_A_RESULT * numbers // max(1, NUMBERS_A_GRAPH_RESULT))
-        scan = self._whole_scan()
-        found = links.near(query, scan, allowed, effort, most)
-        if found is None or (len(found) < k and len(found) < np.count_nonzero(allowed[: len(links)])):
-            return None
-        if len(links) < len(self):
-            behind = scan.top(query, k, allowed, partial(self.scores, query), first=len(links))
-            found, n_sure = np.concatenate([found, behind]), 0
-        else:
-            n_sure = k - k // 8  # codes tell wrongly who is 95th, but not that the 50th is the 101st
-        doubtful = found[n_sure:]
-        best = np.argsort(-self.scores(query, doubtful), kind="stable")[: k - n_sure]
-        return np.concatenate([found[:n_sure], doubtful[best]])
+        return effort, most
 
     def _by_hnswlib(
         self, graph: LateGraph, query: np.ndarray, k: int, allowed: np.ndarray, n_allowed: int

@@ -142,7 +142,6 @@ class Index:
         they are made again when the index is opened.
         """
         self._refuse_inside_transaction("close the index")
-        self._searcher.close()
         with self._write_lock:
             try:
                 self.view.close()

@@ -6,23 +6,27 @@ weighted sum ranks. A part whose weight is 0 is not computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from m3edge import kernels
+from m3edge._hybrid_numpy import TokenPart
 from m3edge.embeddings import Embeddings
 from m3edge.index.filters import Condition
-from m3edge.index.helper import Helper
-from m3edge.index.sparse import LexicalQuery, Scored
 from m3edge.index.state import SearchState
 from m3edge.scoring import Weights, hybrid_scores
 
-# MaxSim of a query's token vectors, float32 [n_tokens, dim], with the documents at int64 [n] positions, on so many
-# threads: float32 [n]
-TokenScorer = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+class TokenScores(Protocol):
+    """MaxSim of a query's token vectors, float32 [n_tokens, dim], with documents."""
+
+    def part(self, query: np.ndarray) -> TokenPart | None:
+        """What a kernel may score by itself; None for nothing."""
+
+    def scores(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
+        """Of any documents: float32 [n]. positions: int64 [n]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,93 +76,64 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
 
 def rank(
     state: SearchState,
-    score_tokens: TokenScorer,
+    tokens: TokenScores,
     query: Embeddings,
     options: SearchOptions,
     allowed: np.ndarray | None,
     n_threads: int,
-    helper: Helper | None = None,
 ) -> Ranking:
     """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
 
     allowed:   bool [n], the documents that pass options.condition; None for all
     n_threads: CPU threads that the kernels may use
-    helper:    one of them, for what two can do side by side
     """
     weights = options.weights
-    positions, lexical = _candidates(state, query, options, allowed, n_threads, helper)
-
-    def of_vectors() -> tuple[np.ndarray | None, np.ndarray | None]:
-        dense = sparse = None
-        if weights.dense > 0:
-            assert query.dense is not None
-            dense = state.dense.scores(query.dense[0], positions)
-        if weights.sparse > 0:
-            assert lexical is not None
-            sparse = lexical.scores(state, positions)
-        return dense, sparse
-
-    def of_tokens() -> np.ndarray | None:
-        if weights.tokens == 0:
-            return None
-        assert query.tokens is not None
-        return score_tokens(query.tokens.vectors, positions, n_threads)
-
-    if helper is not None and n_threads > 1 and weights.tokens > 0:
-        (dense, sparse), multi = helper.both(of_vectors, of_tokens)
-    else:
-        (dense, sparse), multi = of_vectors(), of_tokens()
-
+    positions, dense, sparse, multi = _scored_candidates(state, tokens, query, options, allowed, n_threads)
+    parts = [part if weight > 0 else None for part, weight in zip((dense, sparse, multi), weights, strict=True)]
     zero = np.zeros(len(positions), np.float32)
-    parts = [zero if part is None else part for part in (dense, sparse, multi)]
-    total = hybrid_scores(parts[0], parts[1], parts[2], weights)
+    dense, sparse, multi = (zero if part is None else part for part in parts)
+    total = hybrid_scores(dense, sparse, multi, weights)
     best = np.argsort(-total, kind="stable")[: options.k]  # stable: of equal scores the older document comes first
-    chosen = [None if part is None else part[best] for part in (dense, sparse, multi)]
-    return Ranking(state.rows[positions[best]], total[best], chosen[0], chosen[1], chosen[2])
+    chosen = [None if part is None else part[best] for part in parts]
+    return Ranking(state.rows[positions[best]], total[best], *chosen)
 
 
-class _Lexical(NamedTuple):
-    """A query's lexical part, and the documents that it put forward."""
-
-    query: LexicalQuery
-    best: Scored
-
-    def scores(self, state: SearchState, positions: np.ndarray) -> np.ndarray:
-        """Of any documents, among them those that were put forward: float32 [n]. positions: int64 [n], ascending"""
-        scores = np.empty(len(positions), np.float32)
-        unknown = np.ones(len(positions), bool)
-        at = np.searchsorted(positions, self.best.positions)
-        scores[at], unknown[at] = self.best.scores, False
-        scores[unknown] = state.postings.scores(self.query, positions[unknown])
-        return scores
-
-
-def _candidates(
+def _scored_candidates(
     state: SearchState,
+    tokens: TokenScores,
     query: Embeddings,
     options: SearchOptions,
     allowed: np.ndarray | None,
     n_threads: int,
-    helper: Helper | None,
-) -> tuple[np.ndarray, _Lexical | None]:
-    """The documents that the parts put forward, int64 [n], ascending, and what is known of their lexical scores."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """The documents that the parts put forward, int64 [n], ascending, and their dense, lexical and tokens' scores,
+    float32 [n] each; None for a part that was not needed."""
     heads = needed_heads(options.weights)
     n = max(options.k, options.candidates)
+    vector = query.dense[0] if "dense" in heads and query.dense is not None else None
+    lexical = state.postings.query(query.sparse, options.lexical) if "sparse" in heads and query.sparse else None
+    query_tokens = query.tokens.vectors if "tokens" in heads and query.tokens is not None else None
 
-    def nearest() -> np.ndarray:
-        assert query.dense is not None
-        return state.dense.search(query.dense[0], n, allowed, n_threads)
-
-    if "sparse" not in heads:
-        return np.sort(nearest()), None
-    assert query.sparse is not None
-    lexical = state.postings.query(query.sparse, options.lexical)
-    best = partial(state.postings.top, lexical, n, allowed)
-    if "dense" not in heads:
-        known = best(n_threads)
-        return np.sort(known.positions), _Lexical(lexical, known)
-    if helper is not None and n_threads > 1 and state.dense.has_graph:
-        known, found = helper.both(partial(best, n_threads - 1), nearest)  # a graph takes one thread
-    else:
-        known, found = best(n_threads), nearest()
-    return distinct(np.concatenate([found, known.positions])), _Lexical(lexical, known)
+    by_graph = None if vector is None else state.dense.graph_part(n, allowed)
+    found = None
+    while found is None:
+        nearest = None
+        if vector is not None and by_graph is None:
+            nearest = state.dense.search(vector, n, allowed, n_threads)
+        found = kernels.hybrid_scores(
+            state.postings.alive if allowed is None else state.postings.alive & allowed,
+            nearest,
+            None if vector is None else state.dense.part(vector),
+            by_graph,
+            None if lexical is None else state.postings.part(lexical, n),
+            None if query_tokens is None else tokens.part(query_tokens),
+            n_threads,
+        )
+        by_graph = None  # where it led to too few
+    positions, dense, sums, multi = found
+    if query_tokens is not None:
+        multi = np.full(len(positions), np.nan, np.float32) if multi is None else multi
+        unscored = np.flatnonzero(np.isnan(multi))
+        if len(unscored):
+            multi[unscored] = tokens.scores(query_tokens, positions[unscored], n_threads)
+    return positions, dense, None if lexical is None else (sums * lexical.scale).astype(np.float32), multi

@@ -6,7 +6,7 @@ The checks of arguments, a query's embeddings, which documents a filter lets thr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from m3edge._hybrid_numpy import TokenPart
 from m3edge.arguments import checked_integer, checked_texts
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
@@ -22,8 +23,7 @@ from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.filters import Condition, parse_filter
 from m3edge.index.given import checked_embeddings
-from m3edge.index.helper import Helper
-from m3edge.index.ranking import Ranking, SearchOptions, TokenScorer, distinct, needed_heads, rank
+from m3edge.index.ranking import Ranking, SearchOptions, TokenScores, distinct, needed_heads, rank
 from m3edge.index.snapshot import Snapshot, require_documents
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.view import Current, View
@@ -61,14 +61,9 @@ class Searcher:
         self._view = view
         self._encoder = encoder
         self._n_threads = n_threads
-        self._helper = Helper()
         with view.reading() as (snapshot, _, _):
             self._model: Mapping[str, Any] = snapshot.meta("model")
             self._token_codec: str = snapshot.meta("token_codec", "fp16")
-
-    def close(self) -> None:
-        """Let its thread end."""
-        self._helper.close()
 
     def options(
         self,
@@ -100,8 +95,8 @@ class Searcher:
         embeddings = self._embed(query, options.weights, explained)
         with self._view.reading() as current:
             allowed = _allowed(current, options.condition)
-            score_tokens = self._token_scorer(current)
-            ranking = rank(current.state, score_tokens, embeddings, options, allowed, self._n_threads, self._helper)
+            tokens = self._token_scores(current)
+            ranking = rank(current.state, tokens, embeddings, options, allowed, self._n_threads)
             (hits,) = _hits(current.snapshot, [ranking])
         if explained:
             assert isinstance(query, str)
@@ -136,7 +131,7 @@ class Searcher:
                     one = partial(
                         rank,
                         current.state,
-                        self._token_scorer(current),
+                        self._token_scores(current),
                         options=options,
                         allowed=_allowed(current, options.condition),
                         n_threads=1,
@@ -146,23 +141,10 @@ class Searcher:
                 bar.update(len(embeddings))
         return hits
 
-    def _token_scorer(self, current: Current) -> TokenScorer:
-        snapshot, tokens, state = current
-
-        def stored(query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
-            state.compare_tokens(tokens, positions)
-            return tokens.scores(query, state.token_starts[positions], state.token_counts[positions], n_threads)
-
-        def encoded_anew(query: np.ndarray, positions: np.ndarray, _: int) -> np.ndarray:
-            rows = state.rows[positions].tolist()
-            documents = snapshot.documents(rows)
-            require_documents(documents, rows, snapshot.path)
-            texts = [documents[row].text for row in rows]
-            passages = self._need_encoder("score tokens").encode_passages(texts, heads=("tokens",))
-            assert passages.tokens is not None
-            return maxsim(query, passages.tokens)
-
-        return encoded_anew if self._token_codec == "none" else stored
+    def _token_scores(self, current: Current) -> TokenScores:
+        if self._token_codec == "none":
+            return _EncodedAnew(current, lambda: self._need_encoder("score tokens"))
+        return _Stored(current)
 
     def _embed_block(
         self, queries: Sequence[str] | Embeddings, weights: Weights, cancel: threading.Event | None
@@ -203,6 +185,40 @@ class Searcher:
         if self._encoder is None:
             raise ValueError(f"to {purpose}, open the index with its encoder: Index.open(folder, encoder)")
         return self._encoder
+
+
+class _Stored:
+    """TokenScores of what the token file holds; compared with its checksums before it is first used."""
+
+    def __init__(self, current: Current) -> None:
+        _, self._tokens, self._state = current
+
+    def part(self, query: np.ndarray) -> TokenPart | None:
+        return self._state.token_part(self._tokens, query)
+
+    def scores(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
+        state = self._state
+        state.compare_tokens(self._tokens, positions)
+        return self._tokens.scores(query, state.token_starts[positions], state.token_counts[positions], n_threads)
+
+
+class _EncodedAnew:
+    """TokenScores of an index that keeps no token vectors: made of the texts, which takes an encoder."""
+
+    def __init__(self, current: Current, encoder: Callable[[], Encoder]) -> None:
+        self._snapshot, _, self._state = current
+        self._encoder = encoder
+
+    def part(self, query: np.ndarray) -> TokenPart | None:
+        return None
+
+    def scores(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
+        rows = self._state.rows[positions].tolist()
+        documents = self._snapshot.documents(rows)
+        require_documents(documents, rows, self._snapshot.path)
+        passages = self._encoder().encode_passages([documents[row].text for row in rows], heads=("tokens",))
+        assert passages.tokens is not None
+        return maxsim(query, passages.tokens)
 
 
 def _allowed(current: Current, condition: Condition | None) -> np.ndarray | None:

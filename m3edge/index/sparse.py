@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3edge import kernels
+from m3edge._hybrid_numpy import LexicalPart
 from m3edge.embeddings import SparseRows
 from m3edge.index.posting_blocks import (
     BLOCK_DOCUMENTS,
@@ -149,6 +150,10 @@ class PostingIndex:
             self._kernel_blocks, query.tokens, query.factors, query.norms, query.smallest, allowed, k, n_threads
         )
         return Scored(positions, (sums * query.scale).astype(np.float32))
+
+    def part(self, query: LexicalQuery, k: int) -> LexicalPart:
+        """What a hybrid search takes for `top` and `scores`; sums times the query's scale are the scores."""
+        return LexicalPart(self._kernel_blocks, query.tokens, query.factors, query.norms, query.smallest, k)
 
     def scores(self, query: LexicalQuery, positions: np.ndarray) -> np.ndarray:
         """The scores of given documents, 0 where no token is shared: float32 [n]. positions: int64 [n], ascending"""

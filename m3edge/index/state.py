@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m3edge._hybrid_numpy import TokenPart
 from m3edge.errors import FormatError
 from m3edge.index.columns import UNREADABLE, MetadataColumns
 from m3edge.index.dense import GRAPH_FILE, VECTORS_FILE, DenseIndex
@@ -207,6 +208,10 @@ class SearchState:
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Where these rows, all of them known, stand: int64 [n]."""
         return np.searchsorted(self.rows, rows)
+
+    def token_part(self, tokens: TokenStore, query: np.ndarray) -> TokenPart:
+        """What a hybrid search takes for those documents whose token vectors were compared. query: float32 [n, dim]"""
+        return tokens.part(query, self.token_starts, self.token_counts, self._tokens_compared)
 
     def compare_tokens(self, tokens: TokenStore, positions: np.ndarray) -> None:
         """Compare token vectors with their checksums before their first use. Raises FormatError when they differ."""

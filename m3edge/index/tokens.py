@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from m3edge._kernels_numpy import pack_records, record_bytes
+from m3edge._hybrid_numpy import TokenPart
+from m3edge._maxsim_numpy import pack_records, record_bytes
 from m3edge.errors import FormatError
 from m3edge.files import flush_to_disk, naming
 from m3edge.kernels import maxsim_records
@@ -126,6 +127,12 @@ class TokenStore:
         query = np.ascontiguousarray(query, np.float32)
         starts, counts = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(counts, np.int64)
         return maxsim_records(query, np.asarray(self._map), self._bits, starts, counts, n_threads)
+
+    def part(self, query: np.ndarray, starts: np.ndarray, counts: np.ndarray, sound: np.ndarray) -> TokenPart:
+        """What a hybrid search takes for `scores`. starts, counts: int64 [n]; sound: bool [n], of all documents"""
+        return TokenPart(
+            np.ascontiguousarray(query, np.float32), np.asarray(self._map), self._bits, starts, counts, sound
+        )
 
     def close(self) -> None:
         """Let go of the file."""

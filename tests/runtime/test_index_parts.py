@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3edge._kernels_numpy import unpack_records
+from m3edge._maxsim_numpy import unpack_records
 from m3edge.errors import FormatError
 from m3edge.index.dense import GRAPH_FILE, MODES, VECTORS_FILE, DenseIndex
 from m3edge.index.graph import HnswConfig

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3edge import _kernels_numpy as twin
+from m3edge._maxsim_numpy import pack_records, unpack_records
 from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.scoring import maxsim
 
@@ -25,7 +26,7 @@ def textbook(query, vectors, starts, counts):
 
 def stored(vectors, bits):
     """The values that the records of these vectors stand for."""
-    codes, scales = twin.unpack_records(twin.pack_records(vectors, bits), bits, vectors.shape[1])
+    codes, scales = unpack_records(pack_records(vectors, bits), bits, vectors.shape[1])
     return codes.astype(np.float64) * scales[:, None]
 
 
@@ -55,7 +56,7 @@ def test_maxsim_over_records_equals_the_textbook(kernels, counts, n_query, dim, 
     order = rng.integers(0, max(1, len(counts)), 2 * len(counts))  # in any order, some twice
     starts, counts = offsets_of(counts)[:-1][order], np.array(counts, np.int64)[order]
     expected = textbook(as_multiplied(query, bits), stored(vectors, bits), starts, counts)
-    got = kernels.maxsim_records(query, twin.pack_records(vectors, bits), bits, starts, counts, 3)
+    got = kernels.maxsim_records(query, pack_records(vectors, bits), bits, starts, counts, 3)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -67,7 +68,7 @@ def test_every_implementation_gives_the_same_numbers(kernels, rng, n_query, dim,
     query = rng.standard_normal((n_query, dim)).astype(np.float32)
     counts = np.array([1, 15, 16, 17, 31, 32, 33, 127, 128, 129, 161, 300])  # round what kernels take at a time
     offsets = offsets_of(counts)
-    records = twin.pack_records(rng.standard_normal((offsets[-1], dim)).astype(np.float32), bits)
+    records = pack_records(rng.standard_normal((offsets[-1], dim)).astype(np.float32), bits)
     expected = twin.maxsim_records(query, records, bits, offsets[:-1], counts, 1)
     got = kernels.maxsim_records(query, records, bits, offsets[:-1], counts, 1)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
@@ -76,7 +77,7 @@ def test_every_implementation_gives_the_same_numbers(kernels, rng, n_query, dim,
 @pytest.mark.parametrize("bits", [16, 8])
 def test_large_work_on_several_threads_gives_what_one_thread_gives(kernels, rng, bits):
     query = rng.standard_normal((32, 256)).astype(np.float32)
-    records = twin.pack_records(rng.standard_normal((6000, 256)).astype(np.float32), bits)
+    records = pack_records(rng.standard_normal((6000, 256)).astype(np.float32), bits)
     starts, counts = np.arange(0, 6000, 40), np.full(150, 40)
     one = kernels.maxsim_records(query, records, bits, starts, counts, 1)
     results = []
@@ -100,21 +101,21 @@ def test_quantized_scores_are_near_those_of_the_vectors(kernels, rng, dim, bits,
     query, vectors = unit[:20] + 0.02 * unit[20:40], unit[20:]  # some products large, as a relevant passage has them
     offsets = np.arange(0, 301, 30)
     exact = maxsim(query, TokenRows(vectors, offsets))
-    records = twin.pack_records(vectors, bits)
+    records = pack_records(vectors, bits)
     got = kernels.maxsim_records(query, records, bits, offsets[:-1], np.diff(offsets), 1)
     np.testing.assert_allclose(got, exact, atol=error)
 
 
 def test_the_largest_products_do_not_overflow(kernels):
     query, vectors = np.full((1, 4096), -1, np.float32), np.ones((1, 4096), np.float32)
-    records = twin.pack_records(vectors, 8)
+    records = pack_records(vectors, 8)
     got = kernels.maxsim_records(query, records, 8, np.array([0]), np.array([1]), 1)
     np.testing.assert_allclose(got, [-4096], rtol=1e-6)
 
 
 def test_rows_too_small_to_scale_count_as_zero(kernels):
     tiny = np.full((2, 8), 1e-39, np.float32)
-    records = twin.pack_records(tiny, 8)
+    records = pack_records(tiny, 8)
     assert kernels.maxsim_records(tiny, records, 8, np.array([0]), np.array([2]), 1).tolist() == [0]
 
 
@@ -130,7 +131,7 @@ def test_every_half_precision_number_is_read_as_it_is(kernels, column):
 
 def test_a_read_only_mapped_file_is_scored_as_it_lies(kernels, rng, tmp_path):
     vectors = rng.standard_normal((10, 16)).astype(np.float32)
-    records = twin.pack_records(vectors, 8)
+    records = pack_records(vectors, 8)
     (tmp_path / "records").write_bytes(records.tobytes())
     mapped = np.memmap(tmp_path / "records", np.uint8, "r", shape=records.shape)
     arguments = (8, np.array([0]), np.array([10]), 1)
@@ -138,7 +139,7 @@ def test_a_read_only_mapped_file_is_scored_as_it_lies(kernels, rng, tmp_path):
 
 
 QUERY = np.ones((2, 8), np.float32)
-RECORDS = twin.pack_records(np.ones((4, 8), np.float32), 8)
+RECORDS = pack_records(np.ones((4, 8), np.float32), 8)
 
 
 @pytest.mark.parametrize(

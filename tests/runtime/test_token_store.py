@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from m3edge import Document, Index
-from m3edge._kernels_numpy import unpack_records
+from m3edge._maxsim_numpy import unpack_records
 from m3edge.corpus import EncodedCorpus
 from m3edge.embeddings import TokenRows, offsets_of
 from m3edge.index.pooling import pool_tokens, ward_labels

@@ -1,0 +1,186 @@
+#include "hybrid.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "crew.h"
+
+namespace m3edge {
+namespace {
+
+constexpr float no_score = std::numeric_limits<float>::quiet_NaN();
+constexpr size_t documents_an_item = 4;
+
+// A document that was put forward, with the scores that are known by then.
+struct Candidate {
+    int64_t position;
+    float dense = no_score, tokens = no_score;
+    bool is_done = false;  // with its tokens
+};
+
+class Search {
+  public:
+    Search(const HybridParts& parts, size_t n_workers) : parts_(parts) {
+        if (parts.tokens) {
+            const TokenPart& tokens = *parts.tokens;
+            maxsim_.emplace(tokens.query, tokens.n_tokens, tokens.dim, tokens.records, n_workers);
+        }
+    }
+
+    // While one thread finds the lexical candidates, the other finds the nearest documents, and scores these as long as
+    // the first is busy. What is left is shared among all.
+    void operator()(Crew& crew) {
+        crew.share(2, [this](size_t item, size_t worker) { item == 0 ? find_lexical() : find_nearest(worker); });
+        if (scores_.is_graph_left) return;
+        unite();
+        const size_t n_items = (open_.size() + documents_an_item - 1) / documents_an_item;
+        crew.share(2 + n_items, [this](size_t item, size_t worker) {
+            if (item == 0) return score_vectors();
+            if (item == 1) return score_postings_of_the_nearest();
+            const size_t first = (item - 2) * documents_an_item;
+            const size_t last = std::min(first + documents_an_item, open_.size());
+            for (size_t i = first; i < last; ++i)
+                score_tokens(*open_[i], open_[i + 1 < last ? i + 1 : i]->position, worker);
+        });
+        finish();
+    }
+
+    HybridScores& scores() { return scores_; }
+
+  private:
+    void find_lexical() {
+        if (parts_.lexical) {
+            const LexicalPart& lexical = *parts_.lexical;
+            hits_ = top_postings(lexical.blocks, lexical.query, lexical.norms, parts_.allowed, lexical.k, 1);
+            std::sort(hits_.begin(), hits_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
+        }
+        is_lexical_found_.store(true, std::memory_order_release);
+    }
+
+    void find_nearest(size_t worker) {
+        if (parts_.graph && !ask_graph(*parts_.graph)) {
+            scores_.is_graph_left = true;
+            return;
+        }
+        if (!parts_.graph)
+            for (int64_t position : parts_.nearest) nearest_.push_back({position});
+        std::sort(nearest_.begin(), nearest_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
+        for (size_t i = 0; i < nearest_.size() && !is_lexical_found_.load(std::memory_order_acquire); ++i)
+            score_tokens(nearest_[i], nearest_[i].position, worker);
+    }
+
+    bool ask_graph(const GraphPart& graph) {
+        const auto found = graph_candidates(parts_.dense->query, graph.rows, *graph.links, parts_.allowed, graph.effort,
+                                            graph.most);
+        if (!found) return false;
+        if (found->size() < graph.k &&
+            found->size() < size_t(std::count(parts_.allowed, parts_.allowed + graph.links->n, true)))
+            return false;
+        std::vector<float> dense(found->size());
+        dense_scores(parts_.dense->query, parts_.dense->vectors, parts_.dense->dim, found->data(), found->size(),
+                     dense.data());
+        for (size_t i = 0; i < found->size(); ++i) {
+            nearest_.push_back({(*found)[i]});
+            nearest_.back().dense = dense[i];
+        }
+        const size_t k = std::min(graph.k, nearest_.size());
+        std::nth_element(nearest_.begin(), nearest_.begin() + ptrdiff_t(k), nearest_.end(), [](const auto& a, const auto& b) {
+            return a.dense != b.dense ? a.dense > b.dense : a.position < b.position;
+        });
+        nearest_.resize(k);
+        return true;
+    }
+
+    // Both lists, each ascending, become one; what has no tokens' score yet is open.
+    void unite() {
+        candidates_.reserve(nearest_.size() + hits_.size());
+        size_t hit = 0;
+        for (const Candidate& candidate : nearest_) {
+            for (; hit < hits_.size() && hits_[hit].position < candidate.position; ++hit)
+                candidates_.push_back({hits_[hit].position});
+            if (hit < hits_.size() && hits_[hit].position == candidate.position) ++hit;
+            if (candidates_.empty() || candidates_.back().position != candidate.position) candidates_.push_back(candidate);
+        }
+        for (; hit < hits_.size(); ++hit) candidates_.push_back({hits_[hit].position});
+        for (const Candidate& candidate : candidates_) scores_.positions.push_back(candidate.position);
+        if (parts_.tokens)
+            for (Candidate& candidate : candidates_)
+                if (!candidate.is_done) open_.push_back(&candidate);
+    }
+
+    void score_vectors() {
+        if (!parts_.dense) return;
+        std::vector<int64_t> unknown;
+        for (const Candidate& candidate : candidates_)
+            if (!parts_.graph || candidate.dense != candidate.dense) unknown.push_back(candidate.position);
+        std::vector<float> found(unknown.size());
+        dense_scores(parts_.dense->query, parts_.dense->vectors, parts_.dense->dim, unknown.data(), unknown.size(),
+                     found.data());
+        size_t next = 0;
+        for (const Candidate& candidate : candidates_) {
+            const bool was_unknown = next < unknown.size() && unknown[next] == candidate.position;
+            scores_.dense.push_back(was_unknown ? found[next++] : candidate.dense);
+        }
+    }
+
+    void score_postings_of_the_nearest() {
+        if (!parts_.lexical) return;
+        std::vector<int64_t> unknown;
+        size_t hit = 0;
+        for (const Candidate& candidate : candidates_) {
+            const bool is_hit = hit < hits_.size() && hits_[hit].position == candidate.position;
+            is_hit ? void(++hit) : unknown.push_back(candidate.position);
+        }
+        std::vector<int64_t> found(unknown.size());
+        score_postings(parts_.lexical->blocks, parts_.lexical->query, parts_.lexical->norms, unknown.data(),
+                       unknown.size(), found.data());
+        size_t next = hit = 0;
+        for (const Candidate& candidate : candidates_) {
+            const bool was_unknown = next < unknown.size() && unknown[next] == candidate.position;
+            scores_.lexical.push_back(was_unknown ? found[next++] : hits_[hit++].score);
+        }
+    }
+
+    // next: the document whose tokens will be wanted after this one's
+    void score_tokens(Candidate& candidate, int64_t next, size_t worker) {
+        if (!parts_.tokens) return;
+        const TokenPart& tokens = *parts_.tokens;
+        candidate.is_done = true;
+        if (!tokens.sound[candidate.position]) return;
+        if (!tokens.is_placed(candidate.position)) return misplaced_.store(candidate.position, std::memory_order_relaxed);
+        const int64_t start = tokens.starts[candidate.position];
+        candidate.tokens = (*maxsim_)(worker, start, tokens.counts[candidate.position],
+                                      tokens.is_placed(next) ? tokens.starts[next] : start);
+    }
+
+    void finish() {
+        scores_.misplaced = misplaced_.load(std::memory_order_relaxed);
+        if (!parts_.tokens) return;
+        for (const Candidate& candidate : candidates_) scores_.tokens.push_back(candidate.tokens);
+    }
+
+    const HybridParts& parts_;
+    std::optional<MaxSim> maxsim_;
+    std::vector<PostingHit> hits_;    // by position
+    std::vector<Candidate> nearest_;  // the same
+    std::vector<Candidate> candidates_;
+    std::vector<Candidate*> open_;
+    std::atomic<bool> is_lexical_found_{false};
+    std::atomic<int64_t> misplaced_{-1};
+    HybridScores scores_;
+};
+
+// With fewer documents all is done before another thread begins.
+constexpr size_t min_documents_for_threads = 500;
+
+}  // namespace
+
+HybridScores hybrid_scores(const HybridParts& parts, size_t n_threads) {
+    const size_t n_workers = parts.n_documents < min_documents_for_threads ? 1 : n_threads;
+    Search search(parts, n_workers);
+    Crew::run(n_workers, search);
+    return std::move(search.scores());
+}
+
+}  // namespace m3edge

@@ -1,0 +1,186 @@
+"""A whole hybrid search in one call, native in every instruction set and in numpy, and what it refuses."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m3edge import _kernels_numpy as twin
+from m3edge._graph_numpy import NO_NODE
+from m3edge._maxsim_numpy import pack_records
+from m3edge.embeddings import SparseRows, offsets_of
+from m3edge.index.posting_blocks import block_of_rows
+
+DIM, VOCABULARY = 16, 30
+
+
+def drawn(seed, n, bits=8):
+    """Documents with all parts, a graph that links everybody with neighbours by number, and a query: what
+    hybrid_scores takes, by name, but blocks and links as arrays."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, DIM)).astype(np.float32)
+    codes, scales, _ = twin.dense_codes(vectors)
+    lengths = rng.integers(1, 6, n)
+    tokens = [np.sort(rng.choice(VOCABULARY, length, replace=False)) for length in lengths]
+    rows = SparseRows(
+        np.concatenate([*tokens, []]).astype(np.int64),
+        rng.uniform(0.02, 0.3, lengths.sum()).astype(np.float32),
+        rng.integers(1, 4, lengths.sum()).astype(np.int32),
+        offsets_of(lengths.tolist()),
+    )
+    half = n // 2
+    blocks = [block_of_rows(rows, *part, 0) for part in ((0, half), (half, n)) if part[0] < part[1]]
+    counts = rng.integers(0, 5, n)
+    starts = np.cumsum(counts) - counts
+    token_vectors = rng.standard_normal((int(counts.sum()), DIM)).astype(np.float32)
+    near = (np.arange(n)[:, None] + np.array([1, 2, 5, n - 1])) % n
+    return rng, {
+        "allowed": rng.random(n) < 0.8,
+        "dense": (rng.standard_normal(DIM).astype(np.float32), vectors),
+        "graph": (near.astype(np.uint32), codes, scales, 5, 8, 10**6),
+        "lexical": (
+            blocks,
+            rng.choice(VOCABULARY, 4, replace=False).astype(np.uint32),
+            rng.integers(1, 2**28, 4).astype(np.uint32),
+            None,
+            None,
+            6,
+        ),
+        "tokens": (
+            rng.standard_normal((3, DIM)).astype(np.float32),
+            pack_records(token_vectors, bits),
+            bits,
+            starts.astype(np.int64),
+            counts.astype(np.int64),
+            rng.random(n) < 0.9,
+        ),
+        "nearest": None,
+    }
+
+
+def asked(kernels, parts, n_threads=1):
+    """hybrid_scores of one implementation, with its own blocks and links."""
+    parts = dict(parts)
+    if parts["graph"] is not None:
+        ground, *rest = parts["graph"]
+        ends = np.zeros(len(ground) + 1, np.uint32), np.empty((0, 4), np.uint32), 0, 0
+        parts["graph"] = (kernels.GraphLinks(ground, *ends), *rest)
+    if parts["lexical"] is not None:
+        blocks, *rest = parts["lexical"]
+        parts["lexical"] = ([kernels.PostingBlock(*block) for block in blocks], *rest)
+    return kernels.hybrid_scores(**parts, n_threads=n_threads)
+
+
+def assert_same(found, expected):
+    assert (found is None) == (expected is None)
+    if found is None:
+        return
+    assert found[0].tolist() == expected[0].tolist()
+    for part, other, dtype in zip(found, expected, (np.int64, np.float32, np.int64, np.float32), strict=True):
+        assert (part is None) == (other is None)
+        if part is not None:
+            assert part.dtype == dtype
+            np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    missing=st.sets(st.sampled_from(["graph", "lexical", "tokens", "dense"])),
+    is_given=st.booleans(),
+    bits=st.sampled_from([8, 16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_implementation_puts_forward_and_scores_the_same(kernels, n, missing, is_given, bits, seed):
+    rng, parts = drawn(seed, n, bits)
+    if "dense" in missing or is_given:
+        missing = missing | {"graph"}
+    parts |= dict.fromkeys(missing)
+    if is_given:
+        parts["nearest"] = rng.integers(0, n, rng.integers(0, n + 1))
+    assert_same(asked(kernels, parts), asked(twin, parts))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("finds", ["graph", "caller"])
+def test_many_documents_on_several_threads_get_the_scores_of_one(kernels, n_threads, finds):
+    rng, parts = drawn(0, 3000)
+    parts["lexical"] = (*parts["lexical"][:5], 200)
+    parts["graph"] = (*parts["graph"][:3], 100, 120, 10**6)
+    if finds == "caller":
+        parts |= {"graph": None, "nearest": rng.integers(0, 3000, 150)}
+    expected = asked(twin, parts)
+    assert len(expected[0]) > 200
+    for _ in range(20):
+        assert_same(asked(kernels, parts, n_threads), expected)
+
+
+def test_scores_are_those_of_the_parts_own_kernels(kernels):
+    _, parts = drawn(1, 300)
+    positions, dense, sums, tokens = asked(kernels, parts)
+    query, vectors = parts["dense"]
+    assert dense.tolist() == kernels.dense_scores(query, vectors, positions).tolist()
+    blocks, *lexical, k = parts["lexical"]
+    blocks = [kernels.PostingBlock(*block) for block in blocks]
+    assert sums.tolist() == kernels.score_postings(blocks, *lexical, positions).tolist()
+    best = kernels.top_postings(blocks, *lexical, parts["allowed"], k, 1)[0]
+    assert set(best.tolist()) <= set(positions.tolist())
+    assert parts["allowed"][positions].all()
+    query, records, bits, starts, counts, sound = parts["tokens"]
+    scores = kernels.maxsim_records(query, records, bits, starts[positions], counts[positions], 1)
+    np.testing.assert_array_equal(tokens, np.where(sound[positions], scores, np.nan))
+
+
+def test_a_graph_that_leads_to_too_few_or_too_far_leaves_it_to_the_caller(kernels):
+    _, parts = drawn(2, 50)
+    ground, *rest = parts["graph"]
+    assert asked(kernels, parts) is not None
+    assert asked(kernels, parts | {"graph": (np.full_like(ground, NO_NODE), *rest)}) is None
+    assert asked(kernels, parts | {"graph": (*parts["graph"][:5], 3)}) is None
+    few = np.zeros(50, bool)
+    few[[3, 4]] = True  # the graph cannot find five, but these it does
+    found = asked(kernels, parts | {"allowed": few, "lexical": None})
+    assert found[0].tolist() == [3, 4]
+
+
+def changed(parts, name, at, value):
+    return {name: (*parts[name][:at], value, *parts[name][at + 1 :])}
+
+
+def test_what_does_not_fit_together_is_refused(kernels):
+    _, parts = drawn(3, 20)
+    query, vectors = parts["dense"]
+    starts, counts = parts["tokens"][3:5]
+    behind = counts.copy()
+    behind[:] = 10**6
+    every = np.ones(20, bool)
+    wrong = [
+        ({"nearest": np.array([3, 20])} | {"graph": None}, "among the 20 documents"),
+        ({"nearest": np.array([-1])} | {"graph": None}, "among the 20 documents"),
+        ({"nearest": np.array([1])}, "graph needs dense"),
+        ({"dense": None}, "graph needs dense"),
+        ({"dense": (query, vectors[:19].copy())}, "dense must be"),
+        ({"dense": (query[:5].copy(), vectors)}, "dense must be"),
+        ({"dense": (query * np.float32(np.inf), vectors)}, "finite"),
+        (changed(parts, "graph", 3, 0), "at least 1"),
+        (changed(parts, "graph", 4, 4), "at least 1"),
+        (changed(parts, "graph", 2, np.ones(19, np.float32)), "graph must have"),
+        (changed(parts, "lexical", 5, 0), "at least 1"),
+        (changed(parts, "lexical", 0, parts["lexical"][0][:1]), "allowed|documents"),
+        (changed(parts, "tokens", 5, np.ones(19, bool)), "tokens must have"),
+        (changed(parts, "tokens", 3, starts[:19].copy()), "tokens must have"),
+        (changed(parts, "tokens", 2, 5), "bits"),
+        (changed(parts, "tokens", 4, behind) | {"allowed": every}, "within the"),
+        (changed(parts, "tokens", 3, starts - 10**6) | {"allowed": every}, "within the"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            asked(kernels, parts | change)
+    for change in (
+        changed(parts, "dense", 0, query.astype(np.float64)),
+        changed(parts, "tokens", 3, starts.astype(np.int32)),
+        {"allowed": np.ones(20, np.uint8)},
+        {"nearest": np.array([1], np.int32), "graph": None},
+    ):
+        with pytest.raises(TypeError):
+            asked(kernels, parts | change)
