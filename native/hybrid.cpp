@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <memory>
+#include <utility>
 
 #include "crew.h"
 
@@ -16,32 +18,37 @@ constexpr size_t documents_an_item = 4;
 struct Candidate {
     int64_t position;
     float dense = no_score, tokens = no_score;
-    bool is_done = false;  // with its tokens
 };
 
 class Search {
   public:
-    Search(const HybridParts& parts, size_t n_workers) : parts_(parts) {
+    Search(const HybridParts& parts, size_t n_workers) : parts_(parts), n_workers_(n_workers) {
+        if (parts.lexical) {
+            const LexicalPart& lexical = *parts.lexical;
+            postings_ = PostingSearch::of(lexical.blocks, lexical.query, lexical.norms, parts.allowed, lexical.k, n_workers);
+        }
         if (parts.tokens) {
             const TokenPart& tokens = *parts.tokens;
             maxsim_.emplace(tokens.query, tokens.n_tokens, tokens.dim, tokens.records, n_workers);
         }
     }
 
-    // While one thread finds the lexical candidates, the other finds the nearest documents, and scores these as long as
-    // the first is busy. What is left is shared among all.
+    // While one worker asks the graph, all others search the postings, which it joins when it is done. Then all share the
+    // scores that are left.
     void operator()(Crew& crew) {
-        crew.share(2, [this](size_t item, size_t worker) { item == 0 ? find_lexical() : find_nearest(worker); });
+        crew.share(postings_ ? 1 + n_workers_ : 1, [this](size_t item, size_t) {
+            item == (postings_ ? 1 : 0) ? find_nearest() : postings_->work(item == 0 ? 0 : item - 1);
+        });
         if (scores_.is_graph_left) return;
         unite();
-        const size_t n_items = (open_.size() + documents_an_item - 1) / documents_an_item;
-        crew.share(2 + n_items, [this](size_t item, size_t worker) {
+        const size_t n = parts_.tokens ? candidates_.size() : 0, n_items = (n + documents_an_item - 1) / documents_an_item;
+        crew.share(2 + n_items, [this, n](size_t item, size_t worker) {
             if (item == 0) return score_vectors();
             if (item == 1) return score_postings_of_the_nearest();
             const size_t first = (item - 2) * documents_an_item;
-            const size_t last = std::min(first + documents_an_item, open_.size());
+            const size_t last = std::min(first + documents_an_item, n);
             for (size_t i = first; i < last; ++i)
-                score_tokens(*open_[i], open_[i + 1 < last ? i + 1 : i]->position, worker);
+                score_tokens(candidates_[i], candidates_[i + 1 < last ? i + 1 : i].position, worker);
         });
         finish();
     }
@@ -49,25 +56,12 @@ class Search {
     HybridScores& scores() { return scores_; }
 
   private:
-    void find_lexical() {
-        if (parts_.lexical) {
-            const LexicalPart& lexical = *parts_.lexical;
-            hits_ = top_postings(lexical.blocks, lexical.query, lexical.norms, parts_.allowed, lexical.k, 1);
-            std::sort(hits_.begin(), hits_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
-        }
-        is_lexical_found_.store(true, std::memory_order_release);
-    }
-
-    void find_nearest(size_t worker) {
-        if (parts_.graph && !ask_graph(*parts_.graph)) {
-            scores_.is_graph_left = true;
-            return;
-        }
-        if (!parts_.graph)
+    void find_nearest() {
+        if (parts_.graph)
+            scores_.is_graph_left = !ask_graph(*parts_.graph);
+        else
             for (int64_t position : parts_.nearest) nearest_.push_back({position});
         std::sort(nearest_.begin(), nearest_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
-        for (size_t i = 0; i < nearest_.size() && !is_lexical_found_.load(std::memory_order_acquire); ++i)
-            score_tokens(nearest_[i], nearest_[i].position, worker);
     }
 
     bool ask_graph(const GraphPart& graph) {
@@ -92,8 +86,10 @@ class Search {
         return true;
     }
 
-    // Both lists, each ascending, become one; what has no tokens' score yet is open.
+    // Both lists become one, ascending.
     void unite() {
+        if (postings_) hits_ = postings_->hits();
+        std::sort(hits_.begin(), hits_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
         candidates_.reserve(nearest_.size() + hits_.size());
         size_t hit = 0;
         for (const Candidate& candidate : nearest_) {
@@ -104,9 +100,6 @@ class Search {
         }
         for (; hit < hits_.size(); ++hit) candidates_.push_back({hits_[hit].position});
         for (const Candidate& candidate : candidates_) scores_.positions.push_back(candidate.position);
-        if (parts_.tokens)
-            for (Candidate& candidate : candidates_)
-                if (!candidate.is_done) open_.push_back(&candidate);
     }
 
     void score_vectors() {
@@ -144,9 +137,7 @@ class Search {
 
     // next: the document whose tokens will be wanted after this one's
     void score_tokens(Candidate& candidate, int64_t next, size_t worker) {
-        if (!parts_.tokens) return;
         const TokenPart& tokens = *parts_.tokens;
-        candidate.is_done = true;
         if (!tokens.sound[candidate.position]) return;
         if (!tokens.is_placed(candidate.position)) return misplaced_.store(candidate.position, std::memory_order_relaxed);
         const int64_t start = tokens.starts[candidate.position];
@@ -161,12 +152,11 @@ class Search {
     }
 
     const HybridParts& parts_;
+    const size_t n_workers_;
+    std::unique_ptr<PostingSearch> postings_;
     std::optional<MaxSim> maxsim_;
-    std::vector<PostingHit> hits_;    // by position
-    std::vector<Candidate> nearest_;  // the same
-    std::vector<Candidate> candidates_;
-    std::vector<Candidate*> open_;
-    std::atomic<bool> is_lexical_found_{false};
+    std::vector<PostingHit> hits_;                   // by position
+    std::vector<Candidate> nearest_, candidates_;  // the same
     std::atomic<int64_t> misplaced_{-1};
     HybridScores scores_;
 };

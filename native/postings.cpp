@@ -435,31 +435,49 @@ class Search {
     uint32_t touched_[few_postings];
 };
 
-// The best k, unless a floor that was expected turned out too high: then fewer.
+// What the workers of one search share.
 template <class Parts>
-std::vector<PostingHit> run(const Plan<Parts>& plan, const bool* allowed, size_t k, size_t n_workers, bool may_expect) {
-    SharedFloor floor;
-    std::vector<Best> bests(n_workers, Best(k, floor));
-    std::atomic<size_t> next{0};
-    run_workers(n_workers, [&](size_t worker) { Search<Parts>(plan, allowed).run(next, bests[worker], may_expect); });
-    std::vector<PostingHit> hits;
-    for (const Best& best : bests)
+class SharedSearch : public PostingSearch {
+  public:
+    SharedSearch(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms, const bool* allowed,
+                 size_t k, size_t n_workers)
+        : plan_(blocks, query, norms), allowed_(allowed), k_(k), bests_(n_workers, Best(k, floor_)) {}
+
+    size_t workers_worth_starting() const override {
+        return workers_worth(double(plan_.cost()), min_cost_a_thread, plan_.windows().size(), bests_.size());
+    }
+
+    void work(size_t worker) override { Search<Parts>(plan_, allowed_).run(next_, bests_[worker], true); }
+
+    std::vector<PostingHit> hits() override {
+        std::vector<PostingHit> hits;
+        for (const Best& best : bests_) append(best, floor_, hits);
+        if (floor_.is_expected && hits.size() < k_) {  // it turned out too high
+            SharedFloor floor;
+            Best best(k_, floor);
+            std::atomic<size_t> next{0};
+            Search<Parts>(plan_, allowed_).run(next, best, false);
+            hits.clear();
+            append(best, floor, hits);
+        }
+        std::sort(hits.begin(), hits.end(), better);
+        hits.resize(std::min(hits.size(), k_));
+        return hits;
+    }
+
+  private:
+    static void append(const Best& best, const SharedFloor& floor, std::vector<PostingHit>& hits) {
         for (const PostingHit& hit : best.hits())
             if (hit.score > floor.score) hits.push_back(hit);
-    if (floor.is_expected && hits.size() < k) return run(plan, allowed, k, n_workers, false);
-    std::sort(hits.begin(), hits.end(), better);
-    hits.resize(std::min(hits.size(), k));
-    return hits;
-}
+    }
 
-template <class Parts>
-std::vector<PostingHit> top(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,
-                            const bool* allowed, size_t k, size_t n_threads) {
-    const Plan<Parts> plan(blocks, query, norms);
-    const size_t n_workers =
-        workers_worth(double(plan.cost()), min_cost_a_thread, plan.windows().size(), n_threads);
-    return run(plan, allowed, k, n_workers, true);
-}
+    const Plan<Parts> plan_;
+    const bool* allowed_;
+    size_t k_;
+    SharedFloor floor_;
+    std::vector<Best> bests_;
+    std::atomic<size_t> next_{0};
+};
 
 template <class Parts>
 void score(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms, const int64_t* positions,
@@ -484,10 +502,18 @@ void score(const PostingBlocks& blocks, const PostingQuery& query, const LengthN
 
 }  // namespace
 
+std::unique_ptr<PostingSearch> PostingSearch::of(const PostingBlocks& blocks, const PostingQuery& query,
+                                                 const LengthNorms& norms, const bool* allowed, size_t k,
+                                                 size_t n_workers) {
+    if (norms.norms) return std::make_unique<SharedSearch<Bm25Parts>>(blocks, query, norms, allowed, k, n_workers);
+    return std::make_unique<SharedSearch<StoredWeights>>(blocks, query, norms, allowed, k, n_workers);
+}
+
 std::vector<PostingHit> top_postings(const PostingBlocks& blocks, const PostingQuery& query,
                                      const LengthNorms& norms, const bool* allowed, size_t k, size_t n_threads) {
-    return norms.norms ? top<Bm25Parts>(blocks, query, norms, allowed, k, n_threads)
-                       : top<StoredWeights>(blocks, query, norms, allowed, k, n_threads);
+    const auto search = PostingSearch::of(blocks, query, norms, allowed, k, n_threads);
+    run_workers(search->workers_worth_starting(), [&](size_t worker) { search->work(worker); });
+    return search->hits();
 }
 
 void score_postings(const PostingBlocks& blocks, const PostingQuery& query, const LengthNorms& norms,

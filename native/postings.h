@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "posting_block.h"
@@ -32,6 +33,21 @@ struct LengthNorms {
 struct PostingHit {
     int64_t score;
     int64_t position;
+};
+
+// One search, whose windows of documents several workers take in turn. What it is made of must outlive it.
+class PostingSearch {
+  public:
+    static std::unique_ptr<PostingSearch> of(const PostingBlocks& blocks, const PostingQuery& query,
+                                             const LengthNorms& norms, const bool* allowed, size_t k, size_t n_workers);
+    virtual ~PostingSearch() = default;
+
+    // How many of the n_workers are worth a thread's start.
+    virtual size_t workers_worth_starting() const = 0;
+    // Searches until no window is left; each worker at most once.
+    virtual void work(size_t worker) = 0;
+    // As top_postings, when all who began have returned, one of them at least.
+    virtual std::vector<PostingHit> hits() = 0;
 };
 
 // The k best documents with allowed[position] and a score above 0, best first; of equal scores the lower position.

@@ -86,6 +86,8 @@ class LateGraph:
     def links(self, rows: np.ndarray) -> CodeGraph | None:
         """The links that its file has, if these are between the first of these rows, int64 [n], and nothing is wrong
         with the file; waits while they are read. None: `get` knows more."""
+        if self._links is not None:  # whoever reads the graph for hnswlib has the lock for long
+            return self._links
         with self._lock:
             if self._has_links and self._links is None:
                 self._take_links()
