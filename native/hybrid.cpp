@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "crew.h"
+#include "parallel.h"
 
 namespace m3edge {
 namespace {
@@ -79,9 +80,10 @@ class Search {
             nearest_.back().dense = dense[i];
         }
         const size_t k = std::min(graph.k, nearest_.size());
-        std::nth_element(nearest_.begin(), nearest_.begin() + ptrdiff_t(k), nearest_.end(), [](const auto& a, const auto& b) {
+        const auto scores_more = [](const Candidate& a, const Candidate& b) {
             return a.dense != b.dense ? a.dense > b.dense : a.position < b.position;
-        });
+        };
+        std::nth_element(nearest_.begin(), nearest_.begin() + ptrdiff_t(k), nearest_.end(), scores_more);
         nearest_.resize(k);
         return true;
     }
@@ -161,13 +163,22 @@ class Search {
     HybridScores scores_;
 };
 
-// With fewer documents all is done before another thread begins.
-constexpr size_t min_documents_for_threads = 500;
+// How many are worth their start: all, unless there are few documents, and few products with their tokens.
+size_t workers_for(const HybridParts& parts, size_t n_threads) {
+    constexpr size_t many_documents = 500;
+    constexpr double min_products_a_thread = 8e6;
+    if (parts.n_documents >= many_documents) return n_threads;
+    double products = 0.0;
+    if (parts.tokens)
+        for (size_t i = 0; i < parts.n_documents; ++i)
+            products += double(parts.tokens->counts[i]) * double(parts.tokens->n_tokens * parts.tokens->dim);
+    return workers_worth(products, min_products_a_thread, parts.n_documents, n_threads);
+}
 
 }  // namespace
 
 HybridScores hybrid_scores(const HybridParts& parts, size_t n_threads) {
-    const size_t n_workers = parts.n_documents < min_documents_for_threads ? 1 : n_threads;
+    const size_t n_workers = workers_for(parts, n_threads);
     Search search(parts, n_workers);
     Crew::run(n_workers, search);
     return std::move(search.scores());
