@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -15,18 +16,24 @@ namespace {
 constexpr float no_score = std::numeric_limits<float>::quiet_NaN();
 constexpr size_t documents_an_item = 4;
 
+// Vectors are mapped from a file: whoever writes to it must not lead a sort astray.
+float ordered(float score) { return !std::isnan(score) ? score : -std::numeric_limits<float>::infinity(); }
+
 // A document that was put forward, with the scores that are known by then.
 struct Candidate {
     int64_t position;
     float dense = no_score, tokens = no_score;
 };
 
+constexpr auto is_before = [](const auto& a, const auto& b) { return a.position < b.position; };
+
 class Search {
   public:
     Search(const HybridParts& parts, size_t n_workers) : parts_(parts), n_workers_(n_workers) {
         if (parts.lexical) {
             const LexicalPart& lexical = *parts.lexical;
-            postings_ = PostingSearch::of(lexical.blocks, lexical.query, lexical.norms, parts.allowed, lexical.k, n_workers);
+            postings_ =
+                PostingSearch::of(lexical.blocks, lexical.query, lexical.norms, parts.allowed, lexical.k, n_workers);
         }
         if (parts.tokens) {
             const TokenPart& tokens = *parts.tokens;
@@ -42,10 +49,11 @@ class Search {
         });
         if (scores_.is_graph_left) return;
         unite();
-        const size_t n = parts_.tokens ? candidates_.size() : 0, n_items = (n + documents_an_item - 1) / documents_an_item;
+        const size_t n = parts_.tokens ? candidates_.size() : 0;
+        const size_t n_items = (n + documents_an_item - 1) / documents_an_item;
         crew.share(2 + n_items, [this, n](size_t item, size_t worker) {
             if (item == 0) return score_vectors();
-            if (item == 1) return score_postings_of_the_nearest();
+            if (item == 1) return score_lexical();
             const size_t first = (item - 2) * documents_an_item;
             const size_t last = std::min(first + documents_an_item, n);
             for (size_t i = first; i < last; ++i)
@@ -62,7 +70,7 @@ class Search {
             scores_.is_graph_left = !ask_graph(*parts_.graph);
         else
             for (int64_t position : parts_.nearest) nearest_.push_back({position});
-        std::sort(nearest_.begin(), nearest_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
+        std::sort(nearest_.begin(), nearest_.end(), is_before);
     }
 
     bool ask_graph(const GraphPart& graph) {
@@ -81,17 +89,18 @@ class Search {
         }
         const size_t k = std::min(graph.k, nearest_.size());
         const auto scores_more = [](const Candidate& a, const Candidate& b) {
-            return a.dense != b.dense ? a.dense > b.dense : a.position < b.position;
+            const float of_a = ordered(a.dense), of_b = ordered(b.dense);
+            return of_a != of_b ? of_a > of_b : a.position < b.position;
         };
         std::nth_element(nearest_.begin(), nearest_.begin() + ptrdiff_t(k), nearest_.end(), scores_more);
         nearest_.resize(k);
         return true;
     }
 
-    // Both lists become one, ascending.
+    // Both lists become one, ascending. What only the postings put forward has no dense score yet.
     void unite() {
         if (postings_) hits_ = postings_->hits();
-        std::sort(hits_.begin(), hits_.end(), [](const auto& a, const auto& b) { return a.position < b.position; });
+        std::sort(hits_.begin(), hits_.end(), is_before);
         candidates_.reserve(nearest_.size() + hits_.size());
         size_t hit = 0;
         for (const Candidate& candidate : nearest_) {
@@ -108,7 +117,7 @@ class Search {
         if (!parts_.dense) return;
         std::vector<int64_t> unknown;
         for (const Candidate& candidate : candidates_)
-            if (!parts_.graph || candidate.dense != candidate.dense) unknown.push_back(candidate.position);
+            if (std::isnan(candidate.dense)) unknown.push_back(candidate.position);
         std::vector<float> found(unknown.size());
         dense_scores(parts_.dense->query, parts_.dense->vectors, parts_.dense->dim, unknown.data(), unknown.size(),
                      found.data());
@@ -119,7 +128,7 @@ class Search {
         }
     }
 
-    void score_postings_of_the_nearest() {
+    void score_lexical() {
         if (!parts_.lexical) return;
         std::vector<int64_t> unknown;
         size_t hit = 0;
@@ -157,7 +166,7 @@ class Search {
     const size_t n_workers_;
     std::unique_ptr<PostingSearch> postings_;
     std::optional<MaxSim> maxsim_;
-    std::vector<PostingHit> hits_;                   // by position
+    std::vector<PostingHit> hits_;                 // by position
     std::vector<Candidate> nearest_, candidates_;  // the same
     std::atomic<int64_t> misplaced_{-1};
     HybridScores scores_;

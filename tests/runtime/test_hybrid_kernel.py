@@ -143,6 +143,17 @@ def test_a_graph_that_leads_to_too_few_or_too_far_leaves_it_to_the_caller(kernel
     assert found[0].tolist() == [3, 4]
 
 
+def test_vectors_that_are_no_numbers_come_last(kernels):
+    _, parts = drawn(4, 300)
+    parts["graph"] = (*parts["graph"][:3], 40, 60, 10**6)
+    parts["dense"][1][::2] = np.nan  # the codes know nothing of it
+    positions, dense, *_ = asked(kernels, parts | {"lexical": None})
+    assert len(positions) == 40
+    assert (np.isnan(dense) == (positions % 2 == 0)).all()
+    everything = asked(kernels, parts | {"lexical": None, "graph": (*parts["graph"][:3], 60, 60, 10**6)})
+    assert np.isnan(dense).sum() == max(0, 40 - (~np.isnan(everything[1])).sum())
+
+
 def changed(parts, name, at, value):
     return {name: (*parts[name][:at], value, *parts[name][at + 1 :])}
 
