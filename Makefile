@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 EXTRAS := cpu,openvino,export,train,mini,bench,dev
 NATIVE := $(wildcard native/*)
-KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernel.py graph_kernel.py hybrid_kernel.py maxsim.py postings.py transformer.py)
+KERNEL_TESTS := $(addprefix tests/runtime/test_,checks_kernel.py dense_kernel.py graph_kernel.py hybrid_kernel.py maxsim.py postings.py transformer.py)
 
 .PHONY: help install demo test soak sanitize arm lint clean
 

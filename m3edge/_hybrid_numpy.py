@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +38,7 @@ class GraphPart(NamedTuple):
 
 
 class LexicalPart(NamedTuple):
-    """The k best by postings, as top_postings takes them"""
+    """The k best by postings, as top_postings takes them; their sums times scale are scores"""
 
     blocks: list[PostingBlock]
     tokens: np.ndarray
@@ -43,21 +46,39 @@ class LexicalPart(NamedTuple):
     norms: np.ndarray | None
     smallest: np.ndarray | None
     k: int
+    scale: float
 
 
 class TokenPart(NamedTuple):
     """query: float32 [n_query_tokens, dim], finite; records, bits: as maxsim_records takes them;
-    starts, counts: int64 [n], the records of all documents; sound: bool [n], whose records may be read"""
+    starts, counts: int64 [n], the records of all documents; crc32s: int64 [n], the CRC-32 of their bytes, negative for
+    none; sound: bool [n], whose records were compared with it before"""
 
     query: np.ndarray
     records: np.ndarray
     bits: int
     starts: np.ndarray
     counts: np.ndarray
+    crc32s: np.ndarray
     sound: np.ndarray
 
 
-HybridScores = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]
+class HybridScores(NamedTuple):
+    """Of the documents that were put forward; a part that took none is None.
+
+    positions: int64 [k], ascending; dense, lexical, tokens: float32 [k]
+    compared, damaged: int64, those among them whose records were compared with their checksums now, and were the same
+        or not; the latter score no number
+    seconds: what all threads together spent on the dense, the lexical and the tokens' part
+    """
+
+    positions: np.ndarray
+    dense: np.ndarray | None
+    lexical: np.ndarray | None
+    tokens: np.ndarray | None
+    compared: np.ndarray
+    damaged: np.ndarray
+    seconds: list[float]
 
 
 def hybrid_scores(
@@ -75,11 +96,18 @@ def hybrid_scores(
     nearest: int64 [m], what the caller puts forward; None, or with a graph always None
     dense, graph, lexical, tokens: the parts, None for one that takes no part; a graph needs the dense part
     n_threads: at most so many threads work on it; the twin leaves that to numpy
-    returns the documents' positions, int64 [k], ascending, and their scores: float32 [k] of the dense part, int64 [k]
-        of the lexical, float32 [k] of the tokens, NaN where these are not sound; None for parts that are None.
-        None alone, where the graph gave up or leads to fewer than k documents though there are as many.
+    returns HybridScores' values, or None, where the graph gave up or leads to fewer than k documents though there are
+        as many
     Raises TypeError for an array of another type or not C-contiguous, ValueError for what does not fit together.
     """
+    seconds = [0.0, 0.0, 0.0]
+
+    def timed(part: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = work(*arguments)
+        seconds[part] += time.perf_counter() - started
+        return result
+
     check_array("allowed", allowed, np.bool_, 1)
     n = len(allowed)
     put_forward = [np.empty(0, np.int64)]
@@ -98,20 +126,25 @@ def hybrid_scores(
         if not np.isfinite(dense[0]).all():
             raise ValueError("dense must be finite, got an infinity or a NaN")
         if graph is not None:
-            found = _by_graph(graph, dense, allowed)
+            found = timed(0, _by_graph, graph, dense, allowed)
             if found is None:
                 return None
             put_forward.append(found)
     if lexical is not None:
-        blocks, words, factors, norms, smallest, k = lexical
-        put_forward.append(top_postings(blocks, words, factors, norms, smallest, allowed, k, n_threads)[0])
+        blocks, words, factors, norms, smallest, k, scale = lexical
+        best = timed(1, top_postings, blocks, words, factors, norms, smallest, allowed, k, n_threads)
+        put_forward.append(best[0])
     positions = np.unique(np.concatenate(put_forward))
-    return (
-        positions,
-        None if dense is None else dense_scores(*dense, positions),
-        None if lexical is None else score_postings(*lexical[:5], positions),
-        None if tokens is None else _token_scores(tokens, positions, n, n_threads),
-    )
+    of_dense = of_lexical = of_tokens = None
+    compared = damaged = np.empty(0, np.int64)
+    if dense is not None:
+        of_dense = timed(0, dense_scores, *dense, positions)
+    if lexical is not None:
+        of_lexical = (timed(1, score_postings, *lexical[:5], positions) * scale).astype(np.float32)
+    if tokens is not None:
+        compared, damaged = timed(2, _compared, tokens, positions, n)
+        of_tokens = timed(2, _token_scores, tokens, positions, damaged, n_threads)
+    return HybridScores(positions, of_dense, of_lexical, of_tokens, compared, damaged, seconds)
 
 
 def _by_graph(graph: GraphPart, dense: DensePart, allowed: np.ndarray) -> np.ndarray | None:
@@ -126,13 +159,25 @@ def _by_graph(graph: GraphPart, dense: DensePart, allowed: np.ndarray) -> np.nda
     return found[np.lexsort((found, -dense_scores(*dense, found)))[:k]]
 
 
-def _token_scores(tokens: TokenPart, positions: np.ndarray, n: int, n_threads: int) -> np.ndarray:
-    query, records, bits, starts, counts, sound = tokens
+def _compared(tokens: TokenPart, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    _, records, _, starts, counts, crc32s, sound = tokens
+    check_array("tokens", records, np.uint8, 2)
+    check_array("tokens", crc32s, np.int64, 1)
     check_array("tokens", sound, np.bool_, 1)
-    if not len(starts) == len(counts) == len(sound) == n:
-        raise ValueError("tokens must have a start, a count and a word of their soundness for each document")
+    if not len(starts) == len(counts) == len(crc32s) == len(sound) == n:
+        raise ValueError("tokens must have a start, a count, a checksum and whether it was compared for each document")
+    new = positions[~sound[positions]]
+    is_same = np.zeros(len(new), bool)
+    for i, (start, count, expected) in enumerate(zip(starts[new], counts[new], crc32s[new], strict=True)):
+        if start >= 0 and count >= 0 and start <= len(records) - count:
+            is_same[i] = expected < 0 or zlib.crc32(records[start : start + count].data) == expected
+    return new[is_same], new[~is_same]
+
+
+def _token_scores(tokens: TokenPart, positions: np.ndarray, damaged: np.ndarray, n_threads: int) -> np.ndarray:
+    query, records, bits, starts, counts, *_ = tokens
     scores = np.full(len(positions), np.nan, np.float32)
-    known = sound[positions]
+    known = ~np.isin(positions, damaged)
     of = positions[known]
     scores[known] = maxsim_records(query, records, bits, starts[of], counts[of], n_threads)
     return scores

@@ -41,6 +41,7 @@ class PostingBlock:
         large_counts: np.ndarray,
     ) -> None: ...
 
+def query_factors(ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]: ...
 def top_postings(
     blocks: Sequence[PostingBlock],
     tokens: np.ndarray,
@@ -60,6 +61,19 @@ def score_postings(
     positions: np.ndarray,
 ) -> np.ndarray: ...
 def count_postings(blocks: Sequence[PostingBlock], token: int, allowed: np.ndarray) -> int: ...
+def weighted_best(
+    dense: np.ndarray | None,
+    lexical: np.ndarray | None,
+    tokens: np.ndarray | None,
+    weights: tuple[float, float, float],
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]: ...
+def row_off_length(vectors: np.ndarray, least: float, most: float) -> int: ...
+def lexical_problem(ids: np.ndarray, weights: np.ndarray, counts: np.ndarray, offsets: np.ndarray) -> str: ...
+def crc32(data: bytes | bytearray | memoryview, value: int = 0) -> int:
+    """zlib's."""
+
+def crc32_of_row(row: int, *parts: str | bytes) -> int: ...
 
 class Unigram:
     """Segments words; the definition is the model of Hugging Face's tokenizers of the same name.

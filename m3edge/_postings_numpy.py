@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_FACTORS = 2**31 - 1  # what all factors of a query add up to, at most: then a score fits 31 bits
+
 
 class PostingBlock:
     """The postings of up to 65,536 documents that stand one after another.
@@ -115,6 +117,24 @@ def unpacked_documents(n_documents: int, starts: np.ndarray, packed: np.ndarray)
             raise ValueError("a bitmap must tell of as many documents as starts says")
         documents[starts[index] : starts[index + 1]] = found
     return documents
+
+
+def query_factors(ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """A query's weights as whole numbers, in a unit of which the largest score that is possible fits 31 bits.
+
+    ids: int64 [n]; weights: float64 [n], finite
+    returns the tokens of weights above 0 and their factors, uint32 [m] each, and the unit: weight ≈ factor · unit
+    Raises TypeError for an array of another type or not C-contiguous, ValueError where lengths differ.
+    """
+    check_vector("ids", ids, np.int64)
+    check_vector("weights", weights, np.float64)
+    if len(ids) != len(weights):
+        raise ValueError("ids and weights must be of one length")
+    used = weights > 0
+    weights = weights[used]
+    total = float(weights.cumsum()[-1]) if len(weights) else 0.0  # added up in order, as the native one does
+    unit = total / _FACTORS if len(weights) else 1.0
+    return ids[used].astype(np.uint32), np.floor(weights * (1 - 1e-12) / unit).astype(np.uint32), unit
 
 
 def top_postings(

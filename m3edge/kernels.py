@@ -40,10 +40,16 @@ dense_candidates = _kernels.dense_candidates
 dense_scores = _kernels.dense_scores
 GraphLinks = _kernels.GraphLinks
 PostingBlock = _kernels.PostingBlock
+query_factors = _kernels.query_factors
 top_postings = _kernels.top_postings
 score_postings = _kernels.score_postings
 count_postings = _kernels.count_postings
 hybrid_scores = _kernels.hybrid_scores
+weighted_best = _kernels.weighted_best
+row_off_length = _kernels.row_off_length
+lexical_problem = _kernels.lexical_problem
+crc32 = _kernels.crc32
+crc32_of_row = _kernels.crc32_of_row
 
 # Without a twin: Hugging Face's tokenizers, from which it saves the parsing, is its definition and stands in for it.
 Unigram: Any = getattr(_kernels, "Unigram", None)

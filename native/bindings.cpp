@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -17,8 +18,11 @@
 #include <vector>
 
 #include "bindings.h"
+#include "checks.h"
 #include "cpu.h"
+#include "crc32.h"
 #include "dense.h"
+#include "fusion.h"
 #include "graph.h"
 #include "hybrid.h"
 #include "maxsim.h"
@@ -28,6 +32,14 @@
 using namespace nb::literals;
 
 namespace {
+
+template <class T>
+std::optional<Result<T>> returned(const std::vector<T>& values, bool is_wanted = true) {
+    if (!is_wanted) return std::nullopt;
+    auto result = new_vector<T>(values.size());
+    std::copy(values.begin(), values.end(), result.data());
+    return result;
+}
 
 void check_ranges(const Vector<int64_t>& starts, const Vector<int64_t>& counts, size_t n_rows) {
     if (starts.shape(0) != counts.shape(0))
@@ -245,6 +257,12 @@ struct PostingCall {
     }
 };
 
+auto query_factors(const Vector<int64_t>& ids, const Vector<double>& weights) {
+    if (ids.size() != weights.size()) refuse("ids and weights must be of one length");
+    const m3edge::QueryFactors found = m3edge::query_factors(ids.data(), weights.data(), ids.size());
+    return std::make_tuple(*returned(found.tokens), *returned(found.factors), found.unit);
+}
+
 std::pair<Result<int64_t>, Result<int64_t>> top_postings(const std::vector<const HeldBlock*>& blocks,
                                                          const Vector<uint32_t>& tokens,
                                                          const Vector<uint32_t>& factors, const Norms& norms,
@@ -300,9 +318,9 @@ int64_t count_postings(const std::vector<const HeldBlock*>& blocks, uint32_t tok
 using DenseArguments = std::tuple<Vector<float>, Matrix<float>>;
 using GraphArguments = std::tuple<const HeldLinks*, Matrix<int8_t>, Vector<float>, int64_t, int64_t, int64_t>;
 using LexicalArguments =
-    std::tuple<std::vector<const HeldBlock*>, Vector<uint32_t>, Vector<uint32_t>, Norms, Norms, int64_t>;
+    std::tuple<std::vector<const HeldBlock*>, Vector<uint32_t>, Vector<uint32_t>, Norms, Norms, int64_t, double>;
 using TokenArguments =
-    std::tuple<Matrix<float>, Matrix<uint8_t>, int64_t, Vector<int64_t>, Vector<int64_t>, Vector<bool>>;
+    std::tuple<Matrix<float>, Matrix<uint8_t>, int64_t, Vector<int64_t>, Vector<int64_t>, Vector<int64_t>, Vector<bool>>;
 
 m3edge::DensePart checked_part(const DenseArguments& dense, size_t n_documents) {
     const auto& [query, vectors] = dense;
@@ -324,30 +342,24 @@ m3edge::GraphPart checked_part(const GraphArguments& graph, const m3edge::DenseP
 }
 
 m3edge::LexicalPart checked_part(const LexicalArguments& lexical, const Vector<bool>& allowed) {
-    const auto& [blocks, tokens, factors, norms, smallest, k] = lexical;
+    const auto& [blocks, tokens, factors, norms, smallest, k, scale] = lexical;
     PostingCall call(blocks);
     call.take_query(tokens, factors);
     call.take_norms(norms, smallest);
     call.check_allowed(allowed);
     if (k < 1) refuse("lexical must ask for at least 1 document, got " + std::to_string(k));
-    return {call.blocks, call.query, call.norms, std::min(size_t(k), std::max<size_t>(1, call.n_documents))};
+    return {call.blocks, call.query, call.norms, std::min(size_t(k), std::max<size_t>(1, call.n_documents)), scale};
 }
 
 m3edge::TokenPart checked_part(const TokenArguments& tokens, size_t n_documents) {
-    const auto& [query, records, bits, starts, counts, sound] = tokens;
-    if (starts.shape(0) != n_documents || counts.shape(0) != n_documents || sound.shape(0) != n_documents)
-        refuse("tokens must have a start, a count and a word of their soundness for each document");
+    const auto& [query, records, bits, starts, counts, crc32s, sound] = tokens;
+    for (size_t size : {starts.shape(0), counts.shape(0), crc32s.shape(0), sound.shape(0)})
+        if (size != n_documents)
+            refuse("tokens must have a start, a count, a checksum and whether it was compared for each document");
     check_finite("tokens", query.data(), query.size());
     return {query.data(),   query.shape(0), query.shape(1), checked_records(records, bits, query.shape(1)),
-            records.shape(0), starts.data(),  counts.data(),  sound.data()};
-}
-
-template <class T>
-std::optional<Result<T>> returned(const std::vector<T>& values, bool is_wanted = true) {
-    if (!is_wanted) return std::nullopt;
-    auto result = new_vector<T>(values.size());
-    std::copy(values.begin(), values.end(), result.data());
-    return result;
+            records.shape(0), starts.data(),  counts.data(),  crc32s.data(),
+            sound.data()};
 }
 
 auto hybrid_scores(const Vector<bool>& allowed, const std::optional<Vector<int64_t>>& nearest,
@@ -373,15 +385,102 @@ auto hybrid_scores(const Vector<bool>& allowed, const std::optional<Vector<int64
         nb::gil_scoped_release release;
         found = m3edge::hybrid_scores(parts, threads);
     }
-    using Scores = std::tuple<Result<int64_t>, std::optional<Result<float>>, std::optional<Result<int64_t>>,
-                              std::optional<Result<float>>>;
+    using Scores = std::tuple<Result<int64_t>, std::optional<Result<float>>, std::optional<Result<float>>,
+                              std::optional<Result<float>>, Result<int64_t>, Result<int64_t>, std::vector<double>>;
     if (found.is_graph_left) return std::optional<Scores>();
     if (found.misplaced >= 0)
         refuse("tokens must lie within the " + std::to_string(parts.tokens->n_records) + " records, those of document " +
                std::to_string(found.misplaced) + " do not");
     return std::optional<Scores>({*returned(found.positions), returned(found.dense, dense.has_value()),
                                   returned(found.lexical, lexical.has_value()),
-                                  returned(found.tokens, tokens.has_value())});
+                                  returned(found.tokens, tokens.has_value()), *returned(found.compared),
+                                  *returned(found.damaged), found.seconds});
+}
+
+auto weighted_best(const std::optional<Vector<float>>& dense, const std::optional<Vector<float>>& lexical,
+                   const std::optional<Vector<float>>& tokens, const std::tuple<float, float, float>& weights,
+                   int64_t k) {
+    std::array<const float*, 3> parts{};
+    std::vector<size_t> sizes;
+    size_t i = 0;
+    for (const auto* part : {&dense, &lexical, &tokens}) {
+        if (*part) sizes.push_back((*part)->size());
+        parts[i++] = *part ? (*part)->data() : nullptr;
+    }
+    if (sizes.empty() || std::any_of(sizes.begin(), sizes.end(), [&](size_t size) { return size != sizes.front(); }))
+        refuse("dense, lexical and tokens must be of one length, and one of them must be there");
+    if (k < 1) refuse("k must be at least 1, got " + std::to_string(k));
+    const auto [of_dense, of_lexical, of_tokens] = weights;
+    const m3edge::Fused found =
+        m3edge::weighted_best(parts, {of_dense, of_lexical, of_tokens}, sizes.front(), size_t(k));
+    return std::make_pair(*returned(found.best), *returned(found.scores));
+}
+
+// Checks
+
+int64_t row_off_length(const Matrix<float>& vectors, float least, float most) {
+    for (size_t row = 0; row < vectors.shape(0); ++row) {
+        const float square = m3edge::square_length(vectors.data() + row * vectors.shape(1), vectors.shape(1));
+        if (!(square >= least && square <= most)) return int64_t(row);
+    }
+    return -1;
+}
+
+std::string lexical_problem(const Vector<int64_t>& ids, const Vector<float>& weights, const Vector<int32_t>& counts,
+                            const Vector<int64_t>& offsets) {
+    if (ids.size() != weights.size() || ids.size() != counts.size() || offsets.size() == 0)
+        refuse("there must be as many ids as weights and counts, and at least one offset");
+    return m3edge::LexicalRows{ids.data(),     weights.data(), counts.data(), offsets.data(),
+                               ids.size(), offsets.size() - 1}
+        .problem();
+}
+
+uint32_t crc32(const nb::object& data, uint32_t start) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
+    uint32_t found;
+    {
+        nb::gil_scoped_release release;
+        found = m3edge::crc32(static_cast<const uint8_t*>(view.buf), size_t(view.len), start);
+    }
+    PyBuffer_Release(&view);
+    return found;
+}
+
+// A part of a row: bytes, or text, whose UTF-8 is made anew unless it is there already.
+struct RowPart {
+    const char* data;
+    Py_ssize_t size;
+    nb::object owner;
+
+    explicit RowPart(nb::handle part) {
+        if (PyUnicode_Check(part.ptr()) && PyUnicode_IS_COMPACT_ASCII(part.ptr())) {
+            data = static_cast<const char*>(PyUnicode_DATA(part.ptr()));
+            size = PyUnicode_GET_LENGTH(part.ptr());
+            return;
+        }
+        if (PyUnicode_Check(part.ptr())) {
+            owner = nb::steal(PyUnicode_AsUTF8String(part.ptr()));
+            if (!owner.is_valid()) throw nb::python_error();
+            part = owner;
+        }
+        if (!PyBytes_Check(part.ptr())) throw nb::type_error("parts must be strings or bytes");
+        data = PyBytes_AS_STRING(part.ptr());
+        size = PyBytes_GET_SIZE(part.ptr());
+    }
+};
+
+uint32_t crc32_of_row(int64_t row, const nb::args& parts) {
+    std::vector<RowPart> held;
+    std::vector<int64_t> head{row};
+    for (nb::handle part : parts) {
+        held.emplace_back(part);
+        head.push_back(held.back().size);
+    }
+    uint32_t found = m3edge::crc32(reinterpret_cast<const uint8_t*>(head.data()), head.size() * sizeof(int64_t));
+    for (const RowPart& part : held)
+        found = m3edge::crc32(reinterpret_cast<const uint8_t*>(part.data), size_t(part.size), found);
+    return found;
 }
 
 // Tokenization
@@ -459,6 +558,7 @@ NB_MODULE(_native, module) {
                       Vector<uint32_t>, Vector<int32_t>>(),
              "n_documents"_a, "tokens"_a.noconvert(), "starts"_a.noconvert(), "packed_documents"_a.noconvert(),
              "weights"_a.noconvert(), "counts"_a.noconvert(), "large_at"_a.noconvert(), "large_counts"_a.noconvert());
+    module.def("query_factors", &query_factors, "ids"_a.noconvert(), "weights"_a.noconvert());
     module.def("top_postings", &top_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
                "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "allowed"_a.noconvert(), "k"_a,
                "n_threads"_a);
@@ -469,6 +569,15 @@ NB_MODULE(_native, module) {
     module.def("hybrid_scores", &hybrid_scores, "allowed"_a.noconvert(), "nearest"_a.noconvert().none(),
                "dense"_a.noconvert().none(), "graph"_a.noconvert().none(), "lexical"_a.noconvert().none(),
                "tokens"_a.noconvert().none(), "n_threads"_a);
+
+    module.def("weighted_best", &weighted_best, "dense"_a.noconvert().none(), "lexical"_a.noconvert().none(),
+               "tokens"_a.noconvert().none(), "weights"_a, "k"_a);
+
+    module.def("row_off_length", &row_off_length, "vectors"_a.noconvert(), "least"_a, "most"_a);
+    module.def("lexical_problem", &lexical_problem, "ids"_a.noconvert(), "weights"_a.noconvert(),
+               "counts"_a.noconvert(), "offsets"_a.noconvert());
+    module.def("crc32_of_row", &crc32_of_row, "row"_a, "parts"_a);
+    module.def("crc32", &crc32, "data"_a, "value"_a = 0);
 
     nb::class_<HeldUnigram>(module, "Unigram")
         .def(nb::init<Vector<double>, Vector<uint32_t>, Vector<int32_t>, Vector<uint8_t>, int64_t>(),

@@ -47,9 +47,9 @@ std::vector<InstructionSet> detect() {
         const bool saves_ymm = (low & 0x06) == 0x06;
         const bool saves_zmm = (low & 0xe6) == 0xe6;
         const bool saves_tiles = (low & 0x60000) == 0x60000;
-        const bool fma_f16c = (ecx & (1u << 12)) && (ecx & (1u << 29));
+        const bool fma_f16c_pclmul = (ecx & (1u << 12)) && (ecx & (1u << 29)) && (ecx & (1u << 1));
         if (saves_ymm && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
-            const bool avx2 = (ebx & (1u << 5)) && fma_f16c;  // their files are compiled for all three
+            const bool avx2 = (ebx & (1u << 5)) && fma_f16c_pclmul;  // their files are compiled for all four
             const bool avx512 = (ebx & (1u << 16)) && (ebx & (1u << 30)) && (ebx & (1u << 31));  // F, BW, VL
             const bool avx512vnni = saves_zmm && avx2 && avx512 && (ecx & (1u << 11));
             constexpr unsigned bf16_products = 1u << 22, tiles = 1u << 24, byte_products = 1u << 25;

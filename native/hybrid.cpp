@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -19,17 +20,22 @@ constexpr size_t documents_an_item = 4;
 // Vectors are mapped from a file: whoever writes to it must not lead a sort astray.
 float ordered(float score) { return !std::isnan(score) ? score : -std::numeric_limits<float>::infinity(); }
 
-// A document that was put forward, with the scores that are known by then.
+enum class Compared { before, same, damaged };
+
+// A document that was put forward, with the scores that are known by then, and whether its tokens are what was written.
 struct Candidate {
     int64_t position;
     float dense = no_score, tokens = no_score;
+    Compared compared = Compared::before;
 };
 
 constexpr auto is_before = [](const auto& a, const auto& b) { return a.position < b.position; };
 
+enum Part { dense_part, lexical_part, tokens_part };
+
 class Search {
   public:
-    Search(const HybridParts& parts, size_t n_workers) : parts_(parts), n_workers_(n_workers) {
+    Search(const HybridParts& parts, size_t n_workers) : parts_(parts), n_workers_(n_workers), spent_(n_workers) {
         if (parts.lexical) {
             const LexicalPart& lexical = *parts.lexical;
             postings_ =
@@ -44,14 +50,17 @@ class Search {
     // While one worker asks the graph, all others search the postings, which it joins when it is done. Then all share the
     // scores that are left.
     void operator()(Crew& crew) {
-        crew.share(postings_ ? 1 + n_workers_ : 1, [this](size_t item, size_t) {
-            item == (postings_ ? 1 : 0) ? find_nearest() : postings_->work(item == 0 ? 0 : item - 1);
+        crew.share(postings_ ? 1 + n_workers_ : 1, [this](size_t item, size_t worker) {
+            const bool is_nearest = item == (postings_ ? 1 : 0);
+            const Timer timer(spent_[worker].seconds[is_nearest ? dense_part : lexical_part]);
+            is_nearest ? find_nearest() : postings_->work(item == 0 ? 0 : item - 1);
         });
         if (scores_.is_graph_left) return;
         unite();
         const size_t n = parts_.tokens ? candidates_.size() : 0;
         const size_t n_items = (n + documents_an_item - 1) / documents_an_item;
         crew.share(2 + n_items, [this, n](size_t item, size_t worker) {
+            const Timer timer(spent_[worker].seconds[item < 2 ? Part(item) : tokens_part]);
             if (item == 0) return score_vectors();
             if (item == 1) return score_lexical();
             const size_t first = (item - 2) * documents_an_item;
@@ -65,6 +74,22 @@ class Search {
     HybridScores& scores() { return scores_; }
 
   private:
+    // Adds to `seconds` what passes until its end.
+    class Timer {
+      public:
+        explicit Timer(double& seconds) : seconds_(seconds) {}
+        ~Timer() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+        Timer(const Timer&) = delete;
+
+      private:
+        using Clock = std::chrono::steady_clock;
+        double& seconds_;
+        const Clock::time_point start_ = Clock::now();
+    };
+    struct alignas(64) Spent {  // each worker writes to its own
+        double seconds[3] = {};
+    };
+
     void find_nearest() {
         if (parts_.graph)
             scores_.is_graph_left = !ask_graph(*parts_.graph);
@@ -142,24 +167,36 @@ class Search {
         size_t next = hit = 0;
         for (const Candidate& candidate : candidates_) {
             const bool was_unknown = next < unknown.size() && unknown[next] == candidate.position;
-            scores_.lexical.push_back(was_unknown ? found[next++] : hits_[hit++].score);
+            const int64_t sum = was_unknown ? found[next++] : hits_[hit++].score;
+            scores_.lexical.push_back(float(double(sum) * parts_.lexical->scale));
         }
     }
 
     // next: the document whose tokens will be wanted after this one's
     void score_tokens(Candidate& candidate, int64_t next, size_t worker) {
         const TokenPart& tokens = *parts_.tokens;
-        if (!tokens.sound[candidate.position]) return;
-        if (!tokens.is_placed(candidate.position)) return misplaced_.store(candidate.position, std::memory_order_relaxed);
-        const int64_t start = tokens.starts[candidate.position];
-        candidate.tokens = (*maxsim_)(worker, start, tokens.counts[candidate.position],
-                                      tokens.is_placed(next) ? tokens.starts[next] : start);
+        const bool is_placed = tokens.is_placed(candidate.position);
+        if (!tokens.sound[candidate.position]) {
+            candidate.compared = is_placed && tokens.is_same(candidate.position) ? Compared::same : Compared::damaged;
+            if (candidate.compared == Compared::damaged) return;
+        }
+        if (!is_placed) return misplaced_.store(candidate.position, std::memory_order_relaxed);
+        const int64_t start = tokens.starts[candidate.position], count = tokens.counts[candidate.position];
+        candidate.tokens = (*maxsim_)(worker, start, count, tokens.is_placed(next) ? tokens.starts[next] : start);
     }
 
     void finish() {
         scores_.misplaced = misplaced_.load(std::memory_order_relaxed);
+        const bool takes_part[] = {parts_.dense.has_value(), parts_.lexical.has_value(), parts_.tokens.has_value()};
+        for (const Spent& worker : spent_)
+            for (size_t part = 0; part < 3; ++part)
+                if (takes_part[part]) scores_.seconds[part] += worker.seconds[part];
         if (!parts_.tokens) return;
-        for (const Candidate& candidate : candidates_) scores_.tokens.push_back(candidate.tokens);
+        for (const Candidate& candidate : candidates_) {
+            scores_.tokens.push_back(candidate.tokens);
+            if (candidate.compared == Compared::same) scores_.compared.push_back(candidate.position);
+            if (candidate.compared == Compared::damaged) scores_.damaged.push_back(candidate.position);
+        }
     }
 
     const HybridParts& parts_;
@@ -169,6 +206,7 @@ class Search {
     std::vector<PostingHit> hits_;                 // by position
     std::vector<Candidate> nearest_, candidates_;  // the same
     std::atomic<int64_t> misplaced_{-1};
+    std::vector<Spent> spent_;
     HybridScores scores_;
 };
 

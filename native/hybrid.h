@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "crc32.h"
 #include "dense.h"
 #include "graph.h"
 #include "maxsim.h"
@@ -33,20 +34,28 @@ struct LexicalPart {
     PostingQuery query;
     LengthNorms norms;
     size_t k;
+    double scale;  // of the sums of weights, to make scores of them
 };
 
-// MaxSim with records starts[i] ... starts[i] + counts[i] of document i, where sound[i].
+// MaxSim with records starts[i] ... starts[i] + counts[i] of document i, whose bytes' CRC-32 is crc32s[i]. Where sound[i]
+// they were compared with it before; where it is negative there is none.
 struct TokenPart {
     const float* query;
     size_t n_tokens, dim;
     Records records;
     size_t n_records;
-    const int64_t *starts, *counts;
+    const int64_t *starts, *counts, *crc32s;
     const bool* sound;
 
     bool is_placed(int64_t document) const {
         const int64_t start = starts[document], count = counts[document];
         return start >= 0 && count >= 0 && start <= int64_t(n_records) && count <= int64_t(n_records) - start;
+    }
+    // Whether the bytes of a document that is placed match their checksum.
+    bool is_same(int64_t document) const {
+        const uint8_t* bytes = records.data + size_t(starts[document]) * records.record_bytes;
+        return crc32s[document] < 0 ||
+               crc32(bytes, size_t(counts[document]) * records.record_bytes) == crc32s[document];
     }
 };
 
@@ -61,12 +70,17 @@ struct HybridParts {
     size_t n_documents;
 };
 
-// positions: ascending; the others belong to them, and are empty where their part does not take part
+// positions: ascending; dense, lexical, tokens: their scores, empty where a part does not take part
+// compared, damaged: documents among them whose records were compared with their checksums now, and were the same or not;
+// the latter score no number
+// seconds: what all threads together spent on the dense, the lexical and the tokens' part
 struct HybridScores {
-    std::vector<int64_t> positions, lexical;
-    std::vector<float> dense, tokens;  // tokens: no number where the document's are not sound
-    bool is_graph_left = false;        // it would have to look at too many documents, or leads to too few: nothing was scored
-    int64_t misplaced = -1;            // a document whose records lie where there are none
+    std::vector<int64_t> positions;
+    std::vector<float> dense, lexical, tokens;
+    std::vector<int64_t> compared, damaged;
+    std::vector<double> seconds = {0.0, 0.0, 0.0};
+    bool is_graph_left = false;  // it would have to look at too many documents, or leads to too few: nothing was scored
+    int64_t misplaced = -1;      // a document whose records lie where there are none
 };
 
 HybridScores hybrid_scores(const HybridParts& parts, size_t n_threads);

@@ -523,6 +523,20 @@ void score_postings(const PostingBlocks& blocks, const PostingQuery& query, cons
                 : score<StoredWeights>(blocks, query, norms, positions, n, scores);
 }
 
+QueryFactors query_factors(const int64_t* ids, const double* weights, size_t n) {
+    constexpr double all_factors = 2147483647.0;  // of all factors together
+    QueryFactors found;
+    double sum = 0.0;
+    for (size_t i = 0; i < n; ++i) sum += weights[i] > 0.0 ? weights[i] : 0.0;
+    if (sum > 0.0) found.unit = sum / all_factors;
+    for (size_t i = 0; i < n; ++i) {
+        if (!(weights[i] > 0.0)) continue;
+        found.tokens.push_back(uint32_t(ids[i]));
+        found.factors.push_back(uint32_t(std::floor(weights[i] * (1 - 1e-12) / found.unit)));
+    }
+    return found;
+}
+
 int64_t count_postings(const PostingBlocks& blocks, uint32_t token, const bool* allowed) {
     int64_t count = 0;
     for (const PostingBlock* block : blocks) {

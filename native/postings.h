@@ -23,6 +23,13 @@ struct PostingQuery {
     size_t size;
 };
 
+// A query's weights above 0 as whole numbers of such units that any score fits.
+struct QueryFactors {
+    std::vector<uint32_t> tokens, factors;
+    double unit = 1.0;
+};
+QueryFactors query_factors(const int64_t* ids, const double* weights, size_t n);
+
 // BM25's length norms, of each document and the smallest of each block; both null for stored weights.
 // A posting's part is 65535 * count / (count + norm), rounded down in float32.
 struct LengthNorms {

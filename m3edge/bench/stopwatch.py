@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from m3edge import kernels
+from m3edge._hybrid_numpy import HybridScores
 from m3edge.index import Index
 
 PARTS = ("tokenise", "encode", "dense", "sparse", "MaxSim", "fuse")
@@ -19,8 +21,9 @@ PARTS = ("tokenise", "encode", "dense", "sparse", "MaxSim", "fuse")
 class SearchClock:
     """Milliseconds of each of PARTS, for one search after another of one index; for one thread.
 
-    "encode" is everything the encoder does but tokenising; "dense" finding the nearest and handing out vectors;
-    "fuse" what is left: joining the candidates, the weighted sum, sorting, and reading the hits' texts.
+    "encode" is everything the encoder does but tokenising; "dense" finding the nearest and scoring the others; "fuse"
+    what is left: joining the candidates, the weighted sum, sorting, and reading the hits' texts. In the kernel that does
+    most of a search the parts run side by side: each is given the share of its time that the threads spent on it.
     """
 
     def __init__(self, index: Index) -> None:
@@ -33,20 +36,16 @@ class SearchClock:
         assert encoder is not None
         self._spent.clear()
         with index.view.reading() as current:
-            _, tokens, state = current
+            state = current.state
         with ExitStack() as stack:
             for owner, name, part in (
                 (encoder.tokenizer, "tokenize", "tokenise"),
                 (encoder, "encode_queries", "encoder"),
                 (state.dense, "search", "dense"),
-                (state.dense, "vectors", "dense"),
                 (state.postings, "query", "sparse"),
-                (state.postings, "top", "sparse"),
-                (state.postings, "scores", "sparse"),
-                (state, "compare_tokens", "MaxSim"),
-                (tokens, "scores", "MaxSim"),
             ):
                 stack.enter_context(self._timed(owner, name, part))
+            stack.enter_context(self._timed_kernel())
             started = time.perf_counter()
             hits = index.search(query, k, **options)
             total = time.perf_counter() - started
@@ -72,3 +71,23 @@ class SearchClock:
             yield
         finally:
             delattr(owner, name)
+
+    @contextmanager
+    def _timed_kernel(self) -> Iterator[None]:
+        """The same for the kernel of hybrid searches, which tells how long its threads took for which part."""
+        kernel = kernels.hybrid_scores
+
+        def timed(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            found = kernel(*arguments)
+            elapsed = time.perf_counter() - started
+            seconds = [0.0, 0.0, 0.0] if found is None else HybridScores(*found).seconds
+            for part, share in zip(("dense", "sparse", "MaxSim"), seconds, strict=True):
+                self._spent[part] += elapsed * share / max(sum(seconds), 1e-9)
+            return found
+
+        kernels.hybrid_scores = timed
+        try:
+            yield
+        finally:
+            kernels.hybrid_scores = kernel

@@ -18,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m3edge import kernels
 from m3edge.errors import FormatError
-from m3edge.files import crc32_file, flush_to_disk, naming, write_atomically
+from m3edge.files import flush_to_disk, naming, write_atomically
 
 MANIFEST = "derived.json"
 _VERSION = 1
+_BUFFER_BYTES = 1 << 18  # read into again and again, it stays in the processor's cache
 _NAMED = re.compile(r"\w+-\d+-\d+(-\d+)?\.\w+")  # what derived.json may name: a later version may have other parts
 # What may be left over and is removed. Users may keep files of their own here: only names that m3edge gives are ours.
 _OURS = re.compile(
@@ -77,7 +79,7 @@ def save_derived(
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        entries[name] = {"file": path.name, "size": path.stat().st_size, "crc32": crc32_file(path)}
+        entries[name] = {"file": path.name, "size": path.stat().st_size, "crc32": _crc32_of_file(path)}
     _write_manifest(folder, stamp, entries)
     return {name: entry["file"] for name, entry in entries.items()}
 
@@ -213,7 +215,7 @@ def _problem_of(folder: Path, entry: Mapping[str, Any], verify: bool) -> str | N
     try:
         if not file.is_file():
             return f"{file}: missing; it is made again from the documents"
-        if verify and (file.stat().st_size != entry["size"] or crc32_file(file) != entry["crc32"]):
+        if verify and (file.stat().st_size != entry["size"] or _crc32_of_file(file) != entry["crc32"]):
             return f"{file}: damaged (checksum differs); it is made again from the documents"
     except OSError as error:  # removed between two looks at it, or a disk that cannot read it
         return f"{file}: cannot be read ({error}); it is made again from the documents"
@@ -222,3 +224,12 @@ def _problem_of(folder: Path, entry: Mapping[str, Any], verify: bool) -> str | N
 
 def _crc32(content: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _crc32_of_file(path: Path) -> int:
+    crc32 = 0
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            crc32 = kernels.crc32(buffer[:n], crc32)
+    return crc32

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from m3edge import kernels
 from m3edge.embeddings import Embeddings, SparseRows, TokenRows
 from m3edge.errors import ModelMismatchError
 
 _UNIT_SQUARES = 0.99**2, 1.01**2  # a length may be so far from 1: half precision and 8 bits round
-_LARGEST_INT32 = 2**31 - 1
 
 
 def checked_embeddings(name: str, given: Embeddings, heads: Collection[str], model: Mapping[str, Any]) -> Embeddings:
@@ -35,24 +35,22 @@ def checked_embeddings(name: str, given: Embeddings, heads: Collection[str], mod
         sparse = _sparse_rows(name, sparse, n)
     if tokens is not None:
         vectors = _unit_vectors(f"{name}'s tokens vectors", tokens.vectors, model["token_dim"])
-        tokens = TokenRows(vectors, _offsets(f"{name}'s tokens offsets", tokens.offsets, n, len(vectors)))
+        offsets = _offsets(f"{name}'s tokens offsets", tokens.offsets, n)
+        if offsets[0] != 0 or offsets[-1] != len(vectors) or (n > 1 and (offsets[1:] < offsets[:-1]).any()):
+            raise ValueError(f"{name}'s tokens offsets must ascend from 0 to {len(vectors)}")
+        tokens = TokenRows(vectors, offsets)
     return Embeddings(dense=dense, sparse=sparse, tokens=tokens, truncated=given.truncated)
 
 
 def _sparse_rows(name: str, given: SparseRows, n: int) -> SparseRows:
-    ids = _integers(f"{name}'s sparse ids", given.ids, np.int64, least=0)
+    ids = _integers(f"{name}'s sparse ids", given.ids, np.int64)
     weights = _float32(f"{name}'s sparse weights", given.weights)
-    counts = _integers(f"{name}'s sparse counts", given.counts, np.int32, least=1)
+    counts = _integers(f"{name}'s sparse counts", given.counts, np.int32)
     if not len(ids) == len(weights) == len(counts):
         raise ValueError(f"{name}'s sparse part must have as many ids as weights and counts")
-    offsets = _offsets(f"{name}'s sparse offsets", given.offsets, n, len(ids))
-    descends = np.zeros(len(ids), bool)
-    np.less_equal(ids[1:], ids[:-1], out=descends[1:])
-    descends[offsets[:-1][offsets[:-1] < len(ids)]] = False  # a row's first id follows nothing
-    if descends.any():
-        raise ValueError(f"{name}'s sparse ids must ascend within a row")
-    if not (np.isfinite(weights).all() and weights.min(initial=0) >= 0):
-        raise ValueError(f"{name}'s sparse weights must be finite and at least 0")
+    offsets = _offsets(f"{name}'s sparse offsets", given.offsets, n)
+    if problem := kernels.lexical_problem(ids, weights, counts, offsets):
+        raise ValueError(f"{name}'s sparse {problem}")
     return SparseRows(ids, weights, counts, offsets)
 
 
@@ -61,11 +59,8 @@ def _unit_vectors(name: str, given: np.ndarray, dim: int) -> np.ndarray:
     if given.ndim != 2 or given.shape[1] != dim:
         raise ModelMismatchError(f"{name} must be {dim} wide, as the index's are, got shape {given.shape}")
     vectors = _float32(name, given)
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    is_unit = (squares >= _UNIT_SQUARES[0]) & (squares <= _UNIT_SQUARES[1])  # nor where a number is not finite
-    if not is_unit.all():
-        wrong = int(np.argmin(is_unit))
-        raise ValueError(f"{name} must have length 1, got {np.sqrt(squares[wrong]):.3g} in row {wrong}")
+    if (wrong := kernels.row_off_length(vectors, *_UNIT_SQUARES)) >= 0:
+        raise ValueError(f"{name} must have length 1, got {np.linalg.norm(vectors[wrong]):.3g} in row {wrong}")
     return vectors
 
 
@@ -78,19 +73,20 @@ def _float32(name: str, given: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(given, np.float32)
 
 
-def _integers(name: str, given: np.ndarray, dtype: type, *, least: int) -> np.ndarray:
+def _integers(name: str, given: np.ndarray, dtype: type) -> np.ndarray:
     if given.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got {given.dtype}")
-    if len(given) and not least <= int(given.min()) <= int(given.max()) <= _LARGEST_INT32:
-        raise ValueError(f"{name} must be from {least} to {_LARGEST_INT32}, got {given.min()} to {given.max()}")
-    return np.ascontiguousarray(given, dtype)
+    if given.dtype == dtype:
+        return np.ascontiguousarray(given)
+    taken: np.ndarray = np.ascontiguousarray(given, dtype)
+    if (taken != given).any():
+        raise ValueError(f"{name} must fit {np.dtype(dtype)}, got {given.min()} to {given.max()}")
+    return taken
 
 
-def _offsets(name: str, given: np.ndarray, n: int, total: int) -> np.ndarray:
+def _offsets(name: str, given: np.ndarray, n: int) -> np.ndarray:
     """int64 [n + 1]"""
     offsets = np.asarray(given)
     if offsets.dtype.kind not in "iu" or offsets.shape != (n + 1,):
         raise ValueError(f"{name} must be {n + 1} integers, got {offsets.dtype} {offsets.shape}")
-    if offsets[0] != 0 or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"{name} must ascend from 0 to {total}")
-    return offsets.astype(np.int64)
+    return np.ascontiguousarray(offsets, np.int64)

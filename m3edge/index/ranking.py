@@ -6,27 +6,22 @@ weighted sum ranks. A part whose weight is 0 is not computed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from m3edge import kernels
-from m3edge._hybrid_numpy import TokenPart
 from m3edge.embeddings import Embeddings
 from m3edge.index.filters import Condition
 from m3edge.index.state import SearchState
-from m3edge.scoring import Weights, hybrid_scores
+from m3edge.index.tokens import TokenStore
+from m3edge.scoring import Weights
 
-
-class TokenScores(Protocol):
-    """MaxSim of a query's token vectors, float32 [n_tokens, dim], with documents."""
-
-    def part(self, query: np.ndarray) -> TokenPart | None:
-        """What a kernel may score by itself; None for nothing."""
-
-    def scores(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
-        """Of any documents: float32 [n]. positions: int64 [n]"""
+# MaxSim of a query's token vectors, float32 [n_tokens, dim], with documents whose own are not kept: of positions, int64
+# [n], the scores, float32 [n].
+ScoresAnew = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,43 +61,35 @@ def needed_heads(weights: Weights) -> tuple[str, ...]:
     return tuple(heads) if heads != ["tokens"] else ("dense", "tokens")
 
 
-def distinct(numbers: np.ndarray) -> np.ndarray:
-    """The numbers, int64 [n], ascending, each once; for the few hundred of a search faster than np.unique."""
-    ordered = np.sort(numbers)
-    first = np.ones(len(ordered), bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    return ordered[first]
-
-
 def rank(
     state: SearchState,
-    tokens: TokenScores,
+    tokens: TokenStore,
     query: Embeddings,
     options: SearchOptions,
+    scores_anew: ScoresAnew | None,
     allowed: np.ndarray | None,
     n_threads: int,
 ) -> Ranking:
     """The k best live documents for one query; fewer when there are fewer, or when no part names more candidates.
 
-    allowed:   bool [n], the documents that pass options.condition; None for all
-    n_threads: CPU threads that the kernels may use
+    scores_anew: for an index that keeps no token vectors; None for one that does
+    allowed:     bool [n], the documents that pass options.condition; None for all
+    n_threads:   CPU threads that the kernels may use
     """
     weights = options.weights
-    positions, dense, sparse, multi = _scored_candidates(state, tokens, query, options, allowed, n_threads)
-    parts = [part if weight > 0 else None for part, weight in zip((dense, sparse, multi), weights, strict=True)]
-    zero = np.zeros(len(positions), np.float32)
-    dense, sparse, multi = (zero if part is None else part for part in parts)
-    total = hybrid_scores(dense, sparse, multi, weights)
-    best = np.argsort(-total, kind="stable")[: options.k]  # stable: of equal scores the older document comes first
-    chosen = [None if part is None else part[best] for part in parts]
-    return Ranking(state.rows[positions[best]], total[best], *chosen)
+    positions, *parts = _scored_candidates(state, tokens, query, options, scores_anew, allowed, n_threads)
+    dense, sparse, multi = (part if weight > 0 else None for part, weight in zip(parts, weights, strict=True))
+    best, total = kernels.weighted_best(dense, sparse, multi, weights, options.k)
+    chosen = [None if part is None else part[best] for part in (dense, sparse, multi)]
+    return Ranking(state.rows[positions[best]], total, *chosen)
 
 
 def _scored_candidates(
     state: SearchState,
-    tokens: TokenScores,
+    tokens: TokenStore,
     query: Embeddings,
     options: SearchOptions,
+    scores_anew: ScoresAnew | None,
     allowed: np.ndarray | None,
     n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
@@ -126,14 +113,12 @@ def _scored_candidates(
             None if vector is None else state.dense.part(vector),
             by_graph,
             None if lexical is None else state.postings.part(lexical, n),
-            None if query_tokens is None else tokens.part(query_tokens),
+            None if query_tokens is None or scores_anew is not None else state.token_part(tokens, query_tokens),
             n_threads,
         )
         by_graph = None  # where it led to too few
-    positions, dense, sums, multi = found
-    if query_tokens is not None:
-        multi = np.full(len(positions), np.nan, np.float32) if multi is None else multi
-        unscored = np.flatnonzero(np.isnan(multi))
-        if len(unscored):
-            multi[unscored] = tokens.scores(query_tokens, positions[unscored], n_threads)
-    return positions, dense, None if lexical is None else (sums * lexical.scale).astype(np.float32), multi
+    positions, dense, sparse, multi, compared, damaged, _ = found
+    state.note_compared(tokens, compared, damaged)
+    if query_tokens is not None and scores_anew is not None:
+        multi = scores_anew(query_tokens, positions)
+    return positions, dense, sparse, multi

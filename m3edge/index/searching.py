@@ -6,7 +6,7 @@ The checks of arguments, a query's embeddings, which documents a filter lets thr
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from m3edge._hybrid_numpy import TokenPart
 from m3edge.arguments import checked_integer, checked_texts
 from m3edge.embeddings import Embeddings
 from m3edge.encoder import Encoder
@@ -23,7 +22,7 @@ from m3edge.index.documents import Document
 from m3edge.index.explain import Explanation, explain
 from m3edge.index.filters import Condition, parse_filter
 from m3edge.index.given import checked_embeddings
-from m3edge.index.ranking import Ranking, SearchOptions, TokenScores, distinct, needed_heads, rank
+from m3edge.index.ranking import Ranking, ScoresAnew, SearchOptions, needed_heads, rank
 from m3edge.index.snapshot import Snapshot, require_documents
 from m3edge.index.sparse import LEXICAL
 from m3edge.index.view import Current, View
@@ -61,6 +60,8 @@ class Searcher:
         self._view = view
         self._encoder = encoder
         self._n_threads = n_threads
+        presets = encoder.info.presets if encoder is not None else PRESETS
+        self._presets = {name: resolve_weights(name, presets) for name in presets}
         with view.reading() as (snapshot, _, _):
             self._model: Mapping[str, Any] = snapshot.meta("model")
             self._token_codec: str = snapshot.meta("token_codec", "fp16")
@@ -76,10 +77,10 @@ class Searcher:
         """What Index.search was asked for, checked. Raises TypeError or ValueError that names the argument."""
         k = min(checked_integer("k", k), _MOST)
         candidates = min(checked_integer("candidates", candidates), _MOST)
-        presets = self._encoder.info.presets if self._encoder is not None else PRESETS
         if lexical not in LEXICAL:
             raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
-        resolved = resolve_weights(weights, presets)
+        known = self._presets.get(weights) if isinstance(weights, str) else None
+        resolved = resolve_weights(weights, self._presets) if known is None else known
         if resolved.tokens > 0 and self._token_codec == "none" and self._encoder is None:
             raise ValueError(
                 "this index keeps no token vectors (token_codec='none'): open it with its encoder, which makes them "
@@ -95,8 +96,8 @@ class Searcher:
         embeddings = self._embed(query, options.weights, explained)
         with self._view.reading() as current:
             allowed = _allowed(current, options.condition)
-            tokens = self._token_scores(current)
-            ranking = rank(current.state, tokens, embeddings, options, allowed, self._n_threads)
+            anew = self._scores_anew(current)
+            ranking = rank(current.state, current.tokens, embeddings, options, anew, allowed, self._n_threads)
             (hits,) = _hits(current.snapshot, [ranking])
         if explained:
             assert isinstance(query, str)
@@ -131,8 +132,9 @@ class Searcher:
                     one = partial(
                         rank,
                         current.state,
-                        self._token_scores(current),
+                        current.tokens,
                         options=options,
+                        scores_anew=self._scores_anew(current),
                         allowed=_allowed(current, options.condition),
                         n_threads=1,
                     )
@@ -141,10 +143,21 @@ class Searcher:
                 bar.update(len(embeddings))
         return hits
 
-    def _token_scores(self, current: Current) -> TokenScores:
-        if self._token_codec == "none":
-            return _EncodedAnew(current, lambda: self._need_encoder("score tokens"))
-        return _Stored(current)
+    def _scores_anew(self, current: Current) -> ScoresAnew | None:
+        """Of an index that keeps no token vectors: they are made of the texts."""
+        if self._token_codec != "none":
+            return None
+
+        def scores(query: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            rows = current.state.rows[positions].tolist()
+            documents = current.snapshot.documents(rows)
+            require_documents(documents, rows, current.snapshot.path)
+            texts = [documents[row].text for row in rows]
+            passages = self._need_encoder("score tokens").encode_passages(texts, heads=("tokens",))
+            assert passages.tokens is not None
+            return maxsim(query, passages.tokens)
+
+        return scores
 
     def _embed_block(
         self, queries: Sequence[str] | Embeddings, weights: Weights, cancel: threading.Event | None
@@ -187,40 +200,6 @@ class Searcher:
         return self._encoder
 
 
-class _Stored:
-    """TokenScores of what the token file holds; compared with its checksums before it is first used."""
-
-    def __init__(self, current: Current) -> None:
-        _, self._tokens, self._state = current
-
-    def part(self, query: np.ndarray) -> TokenPart | None:
-        return self._state.token_part(self._tokens, query)
-
-    def scores(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
-        state = self._state
-        state.compare_tokens(self._tokens, positions)
-        return self._tokens.scores(query, state.token_starts[positions], state.token_counts[positions], n_threads)
-
-
-class _EncodedAnew:
-    """TokenScores of an index that keeps no token vectors: made of the texts, which takes an encoder."""
-
-    def __init__(self, current: Current, encoder: Callable[[], Encoder]) -> None:
-        self._snapshot, _, self._state = current
-        self._encoder = encoder
-
-    def part(self, query: np.ndarray) -> TokenPart | None:
-        return None
-
-    def scores(self, query: np.ndarray, positions: np.ndarray, n_threads: int) -> np.ndarray:
-        rows = self._state.rows[positions].tolist()
-        documents = self._snapshot.documents(rows)
-        require_documents(documents, rows, self._snapshot.path)
-        passages = self._encoder().encode_passages([documents[row].text for row in rows], heads=("tokens",))
-        assert passages.tokens is not None
-        return maxsim(query, passages.tokens)
-
-
 def _allowed(current: Current, condition: Condition | None) -> np.ndarray | None:
     """Which documents pass: bool [n], or None for all."""
     if condition is None:
@@ -229,7 +208,7 @@ def _allowed(current: Current, condition: Condition | None) -> np.ndarray | None
 
 
 def _hits(snapshot: Snapshot, rankings: Sequence[Ranking]) -> list[list[Hit]]:
-    rows = distinct(np.concatenate([ranking.rows for ranking in rankings])).tolist()
+    rows = sorted({row for ranking in rankings for row in ranking.rows.tolist()})
     documents = snapshot.documents(rows)
     require_documents(documents, rows, snapshot.path)
     return [list(_hits_of(ranking, documents)) for ranking in rankings]

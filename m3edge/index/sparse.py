@@ -44,7 +44,6 @@ LEXICAL = ("m3", "m3-idf", "bm25")
 _BM25_K1 = 1.2
 _BM25_B = 0.75
 
-_FACTORS = 2**31 - 1  # what all factors of a query add up to, at most: then a score fits 31 bits
 _LARGEST_PART = 65535
 _LARGEST_EXPONENT = 128  # float32's
 
@@ -130,15 +129,11 @@ class PostingIndex:
 
         Raises ValueError when `lexical` is none of LEXICAL.
         """
-        weights = self.query_weights(row, lexical)
-        used = np.flatnonzero(weights > 0)
-        weights = weights[used]
-        unit = weights.sum() / _FACTORS if len(used) else 1.0
-        tokens, factors = row.ids[used].astype(np.uint32), np.floor(weights * (1 - 1e-12) / unit)
+        tokens, factors, unit = kernels.query_factors(row.ids, self.query_weights(row, lexical))
         is_bm25 = lexical == "bm25"
         part = 1 / _LARGEST_PART if is_bm25 else 2.0 ** (self._exponent - WEIGHT_BITS)
         norms, smallest = self._length_norms() if is_bm25 else (None, None)
-        return LexicalQuery(tokens, factors.astype(np.uint32), 65536 * unit * part, norms, smallest)
+        return LexicalQuery(tokens, factors, 65536 * unit * part, norms, smallest)
 
     def top(self, query: LexicalQuery, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> Scored:
         """The k best live documents that share a token with the query; of equal scores the lower position first.
@@ -152,8 +147,10 @@ class PostingIndex:
         return Scored(positions, (sums * query.scale).astype(np.float32))
 
     def part(self, query: LexicalQuery, k: int) -> LexicalPart:
-        """What a hybrid search takes for `top` and `scores`; sums times the query's scale are the scores."""
-        return LexicalPart(self._kernel_blocks, query.tokens, query.factors, query.norms, query.smallest, k)
+        """What a hybrid search takes for `top` and `scores`."""
+        return LexicalPart(
+            self._kernel_blocks, query.tokens, query.factors, query.norms, query.smallest, k, query.scale
+        )
 
     def scores(self, query: LexicalQuery, positions: np.ndarray) -> np.ndarray:
         """The scores of given documents, 0 where no token is shared: float32 [n]. positions: int64 [n], ascending"""

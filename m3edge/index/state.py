@@ -210,8 +210,18 @@ class SearchState:
         return np.searchsorted(self.rows, rows)
 
     def token_part(self, tokens: TokenStore, query: np.ndarray) -> TokenPart:
-        """What a hybrid search takes for those documents whose token vectors were compared. query: float32 [n, dim]"""
-        return tokens.part(query, self.token_starts, self.token_counts, self._tokens_compared)
+        """What a hybrid search takes for the token vectors. query: float32 [n, dim]"""
+        return tokens.part(query, self.token_starts, self.token_counts, self.token_crc32s, self._tokens_compared)
+
+    def note_compared(self, tokens: TokenStore, compared: np.ndarray, damaged: np.ndarray) -> None:
+        """Take what a hybrid search found of token vectors at their first use. Raises FormatError for damaged ones.
+
+        compared, damaged: int64, the positions of documents whose token vectors match their checksums, or do not
+        """
+        if len(compared):
+            self._tokens_compared[compared] = True
+        if len(damaged):
+            raise self._damaged_tokens(tokens, damaged[0])
 
     def compare_tokens(self, tokens: TokenStore, positions: np.ndarray) -> None:
         """Compare token vectors with their checksums before their first use. Raises FormatError when they differ."""
@@ -221,13 +231,15 @@ class SearchState:
         starts, counts, crc32s = self.token_starts[new], self.token_counts[new], self.token_crc32s[new]
         wrong = new[~(tokens.sound(starts, counts, crc32s) | (crc32s == NO_CRC32))]
         if len(wrong):
-            start, count = self.token_starts[wrong[0]], self.token_counts[wrong[0]]
-            raise FormatError(
-                f"{tokens.path}: token vectors {start} to {start + count}, of the document in row "
-                f"{self.rows[wrong[0]]}, are damaged; `m3edge check --repair {tokens.path.parent}` names them all and "
-                "encodes them again"
-            )
+            raise self._damaged_tokens(tokens, wrong[0])
         self._tokens_compared[new] = True
+
+    def _damaged_tokens(self, tokens: TokenStore, position: int) -> FormatError:
+        start, count = self.token_starts[position], self.token_counts[position]
+        return FormatError(
+            f"{tokens.path}: token vectors {start} to {start + count}, of the document in row {self.rows[position]}, "
+            f"are damaged; `m3edge check --repair {tokens.path.parent}` names them all and encodes them again"
+        )
 
 
 def saved_places(derived: Derived) -> np.ndarray | None:

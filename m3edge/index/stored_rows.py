@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from m3edge import kernels
 from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.documents import Document
 
 TOO_DEEP = "its metadata are nested too deeply to be read; upsert or delete it, or raise sys.setrecursionlimit()"
-_decode = json.JSONDecoder().decode  # what json.loads asks, after looking for options
+_DECODER = json.JSONDecoder()
 NO_CRC32 = -1  # in arrays of checksums: written by version 1 or 2, which kept none for each document
 
 
@@ -41,7 +41,7 @@ def read_document(row: int, id_: Any, text: Any, metadata: Any, crc32: int | Non
         raise ValueError("id, text or metadata are of another type")
     if crc32 is not None and crc32 != document_crc32(row, id_, text, metadata):
         raise ValueError("checksum differs")
-    value = _decode(metadata)
+    value = _decoded(metadata)
     if not isinstance(value, dict):
         raise ValueError("its metadata are no JSON object")
     return Document(id_, _readable(text), value)
@@ -107,14 +107,13 @@ def problem_of_vectors(entry: Sequence[Any], token_rows: int, dense_dim: int) ->
 
 
 def document_crc32(row: int, id_: str, text: str | bytes, metadata: str) -> int:
-    """CRC-32 of a document as it is stored; its lengths count too, so that nothing can move from one to the next."""
-    parts = [id_.encode(), text if isinstance(text, bytes) else text.encode(), metadata.encode()]
-    return _crc32(row, parts)
+    """CRC-32 of a document as it is stored."""
+    return kernels.crc32_of_row(row, id_, text, metadata)
 
 
 def vectors_crc32(row: int, dense: bytes, sparse_ids: bytes, sparse_weights: bytes, sparse_counts: bytes) -> int:
     """CRC-32 of a row of `vectors`, but for its place in the token file, which the token vectors' own proves."""
-    return _crc32(row, [dense, sparse_ids, sparse_weights, sparse_counts])
+    return kernels.crc32_of_row(row, dense, sparse_ids, sparse_weights, sparse_counts)
 
 
 def meta_crc32(texts: Mapping[str, str]) -> int:
@@ -131,8 +130,13 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _crc32(row: int, parts: Sequence[bytes]) -> int:
-    return zlib.crc32(b"".join([struct.pack(f"<{len(parts) + 1}q", row, *map(len, parts)), *parts]))
+def _decoded(text: str) -> Any:
+    """What json.loads returns or raises; sooner where nothing is to be skipped, as in all that m3edge stores."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except ValueError:
+        return _DECODER.decode(text)
+    return value if end == len(text) else _DECODER.decode(text)
 
 
 def _readable(text: str | bytes) -> str:

@@ -6,7 +6,6 @@ A row of the file is one token: a record as `m3edge._kernels_numpy.pack_records`
 from __future__ import annotations
 
 import os
-import zlib
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from m3edge._hybrid_numpy import TokenPart
 from m3edge._maxsim_numpy import pack_records, record_bytes
 from m3edge.errors import FormatError
 from m3edge.files import flush_to_disk, naming
-from m3edge.kernels import maxsim_records
+from m3edge.kernels import crc32, maxsim_records
 
 # Each codec's file, and the bits of a number in it. "binary" keeps signs and one size a token, and is scored as such;
 # "none" keeps nothing: documents have no rows, and there is no file.
@@ -40,7 +39,7 @@ def token_file(codec: str, epoch: int) -> str:
 
 def crc32s_of(rows: np.ndarray, offsets: np.ndarray) -> list[int]:
     """The CRC-32 of each document's rows; rows: uint8 [n_tokens, bytes_per_token], offsets: int64 [n + 1]"""
-    return [zlib.crc32(rows[start:stop].data) for start, stop in pairwise(offsets.tolist())]
+    return [crc32(rows[start:stop].data) for start, stop in pairwise(offsets.tolist())]
 
 
 class TokenStore:
@@ -116,7 +115,7 @@ class TokenStore:
         """bool [n]: which documents' rows match their checksums (int64 [n], as `crc32s_of` gave them)."""
         pairs = zip(starts.tolist(), counts.tolist(), crc32s.tolist(), strict=True)
         return np.array(
-            [zlib.crc32(self._map[start : start + count].data) == crc32 for start, count, crc32 in pairs], bool
+            [crc32(self._map[start : start + count].data) == expected for start, count, expected in pairs], bool
         )
 
     def scores(self, query: np.ndarray, starts: np.ndarray, counts: np.ndarray, n_threads: int) -> np.ndarray:
@@ -128,11 +127,15 @@ class TokenStore:
         starts, counts = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(counts, np.int64)
         return maxsim_records(query, np.asarray(self._map), self._bits, starts, counts, n_threads)
 
-    def part(self, query: np.ndarray, starts: np.ndarray, counts: np.ndarray, sound: np.ndarray) -> TokenPart:
-        """What a hybrid search takes for `scores`. starts, counts: int64 [n]; sound: bool [n], of all documents"""
-        return TokenPart(
-            np.ascontiguousarray(query, np.float32), np.asarray(self._map), self._bits, starts, counts, sound
-        )
+    def part(
+        self, query: np.ndarray, starts: np.ndarray, counts: np.ndarray, crc32s: np.ndarray, sound: np.ndarray
+    ) -> TokenPart:
+        """What a hybrid search takes for `sound` and `scores`.
+
+        starts, counts, crc32s: int64 [n]; sound: bool [n], who was found so before; of all documents
+        """
+        rows = np.asarray(self._map)
+        return TokenPart(np.ascontiguousarray(query, np.float32), rows, self._bits, starts, counts, crc32s, sound)
 
     def close(self) -> None:
         """Let go of the file."""

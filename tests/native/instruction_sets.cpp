@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "crc32.h"
 #include "dense.h"
 #include "maxsim.h"
 #include "transformer.h"
@@ -75,6 +76,20 @@ std::vector<float> dense_bounds(size_t dim) {
         result.push_back(float(found.position));
         result.push_back(float(found.upper()));
     }
+    return result;
+}
+
+// Of every length that leaves something over, from anywhere; in halves, which a float holds exactly.
+std::vector<float> checksums() {
+    generator.seed(1);
+    const std::vector<int8_t> data = bytes(4099);
+    std::vector<float> result;
+    for (size_t start : {0, 1, 7})
+        for (size_t n : {0, 1, 8, 15, 16, 63, 64, 100, 4092}) {
+            const uint32_t found = m3edge::crc32(reinterpret_cast<const uint8_t*>(data.data()) + start, n, 77);
+            result.push_back(float(found >> 16));
+            result.push_back(float(found & 0xffff));
+        }
     return result;
 }
 
@@ -156,6 +171,7 @@ int main() {
         }
     for (size_t dim : {16, 100, 384})
         on_every_set("dense " + std::to_string(dim), 0.0f, [&] { return dense_bounds(dim); });
+    on_every_set("crc32", 0.0f, checksums);
     on_every_set("encoder 64", 0.02f, [] { return encoded(64, 2, 128); });
     on_every_set("encoder 48", 0.02f, [] { return encoded(48, 3, 80); });
     return failures == 0 ? 0 : 1;

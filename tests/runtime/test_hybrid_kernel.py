@@ -1,5 +1,7 @@
 """A whole hybrid search in one call, native in every instruction set and in numpy, and what it refuses."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 
 from m3edge import _kernels_numpy as twin
 from m3edge._graph_numpy import NO_NODE
+from m3edge._hybrid_numpy import HybridScores
 from m3edge._maxsim_numpy import pack_records
 from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.posting_blocks import block_of_rows
+from m3edge.scoring import Weights, hybrid_scores
 
 DIM, VOCABULARY = 16, 30
 
@@ -32,7 +36,10 @@ def drawn(seed, n, bits=8):
     blocks = [block_of_rows(rows, *part, 0) for part in ((0, half), (half, n)) if part[0] < part[1]]
     counts = rng.integers(0, 5, n)
     starts = np.cumsum(counts) - counts
-    token_vectors = rng.standard_normal((int(counts.sum()), DIM)).astype(np.float32)
+    records = pack_records(rng.standard_normal((int(counts.sum()), DIM)).astype(np.float32), bits)
+    crc32s = np.array([zlib.crc32(records[s : s + c]) for s, c in zip(starts, counts, strict=True)], np.int64)
+    crc32s[rng.random(n) < 0.1] = -1  # none
+    crc32s[rng.random(n) < 0.1] ^= 4
     near = (np.arange(n)[:, None] + np.array([1, 2, 5, n - 1])) % n
     return rng, {
         "allowed": rng.random(n) < 0.8,
@@ -45,14 +52,16 @@ def drawn(seed, n, bits=8):
             None,
             None,
             6,
+            2.0**-31,
         ),
         "tokens": (
             rng.standard_normal((3, DIM)).astype(np.float32),
-            pack_records(token_vectors, bits),
+            records,
             bits,
             starts.astype(np.int64),
             counts.astype(np.int64),
-            rng.random(n) < 0.9,
+            crc32s,
+            rng.random(n) < 0.5,
         ),
         "nearest": None,
     }
@@ -75,11 +84,16 @@ def assert_same(found, expected):
     assert (found is None) == (expected is None)
     if found is None:
         return
-    assert found[0].tolist() == expected[0].tolist()
-    for part, other, dtype in zip(found, expected, (np.int64, np.float32, np.int64, np.float32), strict=True):
+    found, expected = HybridScores(*found), HybridScores(*expected)
+    for name in ("positions", "compared", "damaged"):
+        assert getattr(found, name).dtype == np.int64
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+    for part, other, seconds in zip(found[1:4], expected[1:4], found.seconds, strict=True):
         assert (part is None) == (other is None)
+        assert seconds > 0 or part is None or len(part) == 0
+        assert seconds == 0 or part is not None
         if part is not None:
-            assert part.dtype == dtype
+            assert part.dtype == np.float32
             np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-5)
 
 
@@ -105,7 +119,7 @@ def test_every_implementation_puts_forward_and_scores_the_same(kernels, n, missi
 @pytest.mark.parametrize("finds", ["graph", "caller"])
 def test_many_documents_on_several_threads_get_the_scores_of_one(kernels, n_threads, finds):
     rng, parts = drawn(0, 3000)
-    parts["lexical"] = (*parts["lexical"][:5], 200)
+    parts["lexical"] = (*parts["lexical"][:5], 200, 1e-9)
     parts["graph"] = (*parts["graph"][:3], 100, 120, 10**6)
     if finds == "caller":
         parts |= {"graph": None, "nearest": rng.integers(0, 3000, 150)}
@@ -117,18 +131,38 @@ def test_many_documents_on_several_threads_get_the_scores_of_one(kernels, n_thre
 
 def test_scores_are_those_of_the_parts_own_kernels(kernels):
     _, parts = drawn(1, 300)
-    positions, dense, sums, tokens = asked(kernels, parts)
+    positions, dense, lexical_scores, tokens, compared, damaged, _ = asked(kernels, parts)
     query, vectors = parts["dense"]
     assert dense.tolist() == kernels.dense_scores(query, vectors, positions).tolist()
-    blocks, *lexical, k = parts["lexical"]
+    blocks, *lexical, k, scale = parts["lexical"]
     blocks = [kernels.PostingBlock(*block) for block in blocks]
-    assert sums.tolist() == kernels.score_postings(blocks, *lexical, positions).tolist()
+    sums = kernels.score_postings(blocks, *lexical, positions)
+    assert lexical_scores.tolist() == (sums * scale).astype(np.float32).tolist()
     best = kernels.top_postings(blocks, *lexical, parts["allowed"], k, 1)[0]
     assert set(best.tolist()) <= set(positions.tolist())
     assert parts["allowed"][positions].all()
-    query, records, bits, starts, counts, sound = parts["tokens"]
+    query, records, bits, starts, counts, _, sound = parts["tokens"]
     scores = kernels.maxsim_records(query, records, bits, starts[positions], counts[positions], 1)
-    np.testing.assert_array_equal(tokens, np.where(sound[positions], scores, np.nan))
+    np.testing.assert_array_equal(tokens, np.where(np.isin(positions, damaged), np.nan, scores))
+    assert sorted([*compared, *damaged]) == positions[~sound[positions]].tolist()
+
+
+def test_only_tokens_that_were_not_compared_before_are_compared_with_their_checksums(kernels):
+    _, parts = drawn(5, 200)
+    every = parts | {"nearest": np.arange(200), "graph": None}
+    query, records, bits, starts, counts, crc32s, _ = parts["tokens"]
+    right = np.array([zlib.crc32(records[s : s + c]) for s, c in zip(starts, counts, strict=True)], np.int64)
+    is_damaged = (crc32s >= 0) & (crc32s != right)
+    assert 0 < is_damaged.sum() < 100
+    for sound in (np.zeros(200, bool), np.arange(200) % 2 == 0, np.ones(200, bool)):
+        *_, tokens, compared, damaged, _ = asked(kernels, every | changed(parts, "tokens", 6, sound))
+        assert compared.tolist() == np.flatnonzero(~sound & ~is_damaged).tolist()
+        assert damaged.tolist() == np.flatnonzero(~sound & is_damaged).tolist()
+        assert np.flatnonzero(np.isnan(tokens)).tolist() == damaged.tolist()
+    misplaced = starts.copy()
+    misplaced[[3, 4]] = -1, len(records) + 1
+    unknown = every | {"tokens": (query, records, bits, misplaced, counts, right, np.zeros(200, bool))}
+    assert asked(kernels, unknown)[5].tolist() == [3, 4]  # whatever else is read of an empty document
 
 
 def test_a_graph_that_leads_to_too_few_or_too_far_leaves_it_to_the_caller(kernels):
@@ -161,7 +195,7 @@ def changed(parts, name, at, value):
 def test_what_does_not_fit_together_is_refused(kernels):
     _, parts = drawn(3, 20)
     query, vectors = parts["dense"]
-    starts, counts = parts["tokens"][3:5]
+    starts, counts, crc32s = parts["tokens"][3:6]
     behind = counts.copy()
     behind[:] = 10**6
     every = np.ones(20, bool)
@@ -178,11 +212,12 @@ def test_what_does_not_fit_together_is_refused(kernels):
         (changed(parts, "graph", 2, np.ones(19, np.float32)), "graph must have"),
         (changed(parts, "lexical", 5, 0), "at least 1"),
         (changed(parts, "lexical", 0, parts["lexical"][0][:1]), "allowed|documents"),
-        (changed(parts, "tokens", 5, np.ones(19, bool)), "tokens must have"),
+        (changed(parts, "tokens", 5, np.ones(19, np.int64)), "tokens must have"),
+        (changed(parts, "tokens", 6, np.ones(19, bool)), "tokens must have"),
         (changed(parts, "tokens", 3, starts[:19].copy()), "tokens must have"),
         (changed(parts, "tokens", 2, 5), "bits"),
-        (changed(parts, "tokens", 4, behind) | {"allowed": every}, "within the"),
-        (changed(parts, "tokens", 3, starts - 10**6) | {"allowed": every}, "within the"),
+        ({"tokens": (*parts["tokens"][:4], behind, crc32s, every), "allowed": every}, "within the"),
+        ({"tokens": (*parts["tokens"][:3], starts - 10**6, counts, crc32s, every), "allowed": every}, "within the"),
     ]
     for change, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -195,3 +230,41 @@ def test_what_does_not_fit_together_is_refused(kernels):
     ):
         with pytest.raises(TypeError):
             asked(kernels, parts | change)
+
+
+# Fusion
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    n=st.integers(0, 60),
+    missing=st.sets(st.integers(0, 2), max_size=2),
+    k=st.integers(1, 70),
+    few=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_best_by_the_weighted_sum_are_those_of_its_definition(kernels, n, missing, k, few, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 3, (3, n)) if few else rng.standard_normal((3, n))  # of few there are equal sums
+    parts = [None if i in missing else part.astype(np.float32) for i, part in enumerate(values)]
+    if n and parts[0] is not None:
+        parts[0][rng.integers(n)] = np.nan  # last of all, wherever it comes from
+    weights = Weights(*rng.uniform(0, 2, 3))
+    best, sums = kernels.weighted_best(*parts, weights, k)
+    zero = np.zeros(n, np.float32)
+    total = hybrid_scores(*(zero if part is None else part for part in parts), weights)
+    expected = sorted(range(n), key=lambda i: (np.isnan(total[i]), -np.nan_to_num(total[i], nan=0.0), i))[:k]
+    assert (best.dtype, sums.dtype) == (np.int64, np.float32)
+    assert best.tolist() == expected
+    np.testing.assert_array_equal(sums, total[expected])
+
+
+def test_scores_that_cannot_be_added_up_are_refused(kernels):
+    three, four = np.zeros(3, np.float32), np.zeros(4, np.float32)
+    for parts in ((None, None, None), (three, four, None), (None, four, three)):
+        with pytest.raises(ValueError, match="one length"):
+            kernels.weighted_best(*parts, (1.0, 1.0, 1.0), 2)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        kernels.weighted_best(three, None, None, (1.0, 1.0, 1.0), 0)
+    with pytest.raises(TypeError):
+        kernels.weighted_best(three.astype(np.float64), None, None, (1.0, 1.0, 1.0), 1)

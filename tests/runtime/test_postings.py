@@ -14,7 +14,7 @@ from m3edge.embeddings import SparseRows, offsets_of
 from m3edge.index.posting_blocks import BLOCK_DOCUMENTS, block_of_rows
 from m3edge.index.sparse import LEXICAL, PostingIndex
 
-NAMES = ("PostingBlock", "top_postings", "score_postings", "count_postings")
+NAMES = ("PostingBlock", "query_factors", "top_postings", "score_postings", "count_postings")
 TEXTS = st.lists(
     st.dictionaries(st.integers(0, 20), st.tuples(st.floats(0, 2, width=16), st.integers(1, 40)), max_size=8),
     max_size=12,
@@ -350,3 +350,24 @@ def test_a_bitmap_of_documents_that_are_not_there_is_refused(kernels):
     packed[0], packed[12] = 65534, 511  # as many as before, but the last is document 200
     with pytest.raises(ValueError, match="documents must be less than n_documents"):
         kernels.PostingBlock(*block._replace(packed_documents=packed))
+
+
+@given(weights=st.lists(st.one_of(st.just(0.0), st.floats(1e-40, 1e30)), max_size=12))
+def test_a_querys_weights_become_whole_numbers_of_which_no_score_overflows(kernels, weights):
+    ids, values = np.arange(len(weights)) * 7, np.array(weights, np.float64)
+    tokens, factors, unit = kernels.query_factors(ids, values)
+    assert (tokens.dtype, factors.dtype) == (np.uint32, np.uint32)
+    assert tokens.tolist() == ids[values > 0].tolist()
+    assert int(factors.sum(dtype=np.int64)) < 2**31
+    expected = values[values > 0]
+    assert (np.abs(factors * unit - expected) <= unit * (1 + 1e-3) + 1e-12 * expected).all()
+    of_twin = twin.query_factors(ids, values)
+    assert factors.tolist() == of_twin[1].tolist()
+    assert unit == of_twin[2]
+
+
+def test_ids_and_weights_that_do_not_belong_together_are_refused(kernels):
+    with pytest.raises(ValueError, match="of one length"):
+        kernels.query_factors(np.arange(3), np.ones(2))
+    with pytest.raises(TypeError):
+        kernels.query_factors(np.arange(3), np.ones(3, np.float32))
