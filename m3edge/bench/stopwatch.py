@@ -22,8 +22,8 @@ class SearchClock:
     """Milliseconds of each of PARTS, for one search after another of one index; for one thread.
 
     "encode" is everything the encoder does but tokenising; "dense" finding the nearest and scoring the others; "fuse"
-    what is left: joining the candidates, the weighted sum, sorting, and reading the hits' texts. In the kernel that does
-    most of a search the parts run side by side: each is given the share of its time that the threads spent on it.
+    what is left: joining the candidates, the weighted sum, sorting, and reading the hits' texts. In the kernel that
+    does most of a search the parts run side by side: each is given the share of its time that the threads spent on it.
     """
 
     def __init__(self, index: Index) -> None:
