@@ -67,7 +67,7 @@ class HybridScores(NamedTuple):
     """Of the documents that were put forward; a part that took none is None.
 
     positions: int64 [k], ascending; dense, lexical, tokens: float32 [k]
-    compared, damaged: int64, those among them whose records were compared with their checksums now, and were the same
+    compared, damaged: those among them whose records were compared with their checksums now, and were the same
         or not; the latter score no number
     seconds: what all threads together spent on the dense, the lexical and the tokens' part
     """
@@ -76,8 +76,8 @@ class HybridScores(NamedTuple):
     dense: np.ndarray | None
     lexical: np.ndarray | None
     tokens: np.ndarray | None
-    compared: np.ndarray
-    damaged: np.ndarray
+    compared: list[int]
+    damaged: list[int]
     seconds: list[float]
 
 
@@ -136,7 +136,8 @@ def hybrid_scores(
         put_forward.append(best[0])
     positions = np.unique(np.concatenate(put_forward))
     of_dense = of_lexical = of_tokens = None
-    compared = damaged = np.empty(0, np.int64)
+    compared: list[int] = []
+    damaged: list[int] = []
     if dense is not None:
         of_dense = timed(0, dense_scores, *dense, positions)
     if lexical is not None:
@@ -159,7 +160,7 @@ def _by_graph(graph: GraphPart, dense: DensePart, allowed: np.ndarray) -> np.nda
     return found[np.lexsort((found, -dense_scores(*dense, found)))[:k]]
 
 
-def _compared(tokens: TokenPart, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _compared(tokens: TokenPart, positions: np.ndarray, n: int) -> tuple[list[int], list[int]]:
     _, records, _, starts, counts, crc32s, sound = tokens
     check_array("tokens", records, np.uint8, 2)
     check_array("tokens", crc32s, np.int64, 1)
@@ -171,10 +172,10 @@ def _compared(tokens: TokenPart, positions: np.ndarray, n: int) -> tuple[np.ndar
     for i, (start, count, expected) in enumerate(zip(starts[new], counts[new], crc32s[new], strict=True)):
         if start >= 0 and count >= 0 and start <= len(records) - count:
             is_same[i] = expected < 0 or zlib.crc32(records[start : start + count].data) == expected
-    return new[is_same], new[~is_same]
+    return new[is_same].tolist(), new[~is_same].tolist()
 
 
-def _token_scores(tokens: TokenPart, positions: np.ndarray, damaged: np.ndarray, n_threads: int) -> np.ndarray:
+def _token_scores(tokens: TokenPart, positions: np.ndarray, damaged: list[int], n_threads: int) -> np.ndarray:
     query, records, bits, starts, counts, *_ = tokens
     scores = np.full(len(positions), np.nan, np.float32)
     known = ~np.isin(positions, damaged)

@@ -386,15 +386,15 @@ auto hybrid_scores(const Vector<bool>& allowed, const std::optional<Vector<int64
         found = m3edge::hybrid_scores(parts, threads);
     }
     using Scores = std::tuple<Result<int64_t>, std::optional<Result<float>>, std::optional<Result<float>>,
-                              std::optional<Result<float>>, Result<int64_t>, Result<int64_t>, std::vector<double>>;
+                              std::optional<Result<float>>, std::vector<int64_t>, std::vector<int64_t>, std::vector<double>>;
     if (found.is_graph_left) return std::optional<Scores>();
     if (found.misplaced >= 0)
         refuse("tokens must lie within the " + std::to_string(parts.tokens->n_records) + " records, those of document " +
                std::to_string(found.misplaced) + " do not");
     return std::optional<Scores>({*returned(found.positions), returned(found.dense, dense.has_value()),
                                   returned(found.lexical, lexical.has_value()),
-                                  returned(found.tokens, tokens.has_value()), *returned(found.compared),
-                                  *returned(found.damaged), found.seconds});
+                                  returned(found.tokens, tokens.has_value()), found.compared, found.damaged,
+                                  found.seconds});
 }
 
 auto weighted_best(const std::optional<Vector<float>>& dense, const std::optional<Vector<float>>& lexical,

@@ -35,38 +35,29 @@ enum Part { dense_part, lexical_part, tokens_part };
 
 class Search {
   public:
-    Search(const HybridParts& parts, size_t n_workers) : parts_(parts), n_workers_(n_workers), spent_(n_workers) {
-        if (parts.lexical) {
-            const LexicalPart& lexical = *parts.lexical;
-            postings_ =
-                PostingSearch::of(lexical.blocks, lexical.query, lexical.norms, parts.allowed, lexical.k, n_workers);
-        }
-        if (parts.tokens) {
-            const TokenPart& tokens = *parts.tokens;
-            maxsim_.emplace(tokens.query, tokens.n_tokens, tokens.dim, tokens.records, n_workers);
-        }
-    }
+    Search(const HybridParts& parts, size_t n_workers) : parts_(parts), n_workers_(n_workers), spent_(n_workers) {}
 
     // While one worker asks the graph, all others search the postings, which it joins when it is done. Then all share the
-    // scores that are left.
+    // scores that are left. What the postings' search needs is made while the other threads start.
     void operator()(Crew& crew) {
-        crew.share(postings_ ? 1 + n_workers_ : 1, [this](size_t item, size_t worker) {
-            const bool is_nearest = item == (postings_ ? 1 : 0);
-            const Timer timer(spent_[worker].seconds[is_nearest ? dense_part : lexical_part]);
-            is_nearest ? find_nearest() : postings_->work(item == 0 ? 0 : item - 1);
+        if (parts_.lexical) prepare_postings();
+        const size_t first = parts_.lexical ? 0 : 1;
+        crew.share(2 + (parts_.lexical ? n_workers_ : 0), [this, first](size_t item, size_t worker) {
+            double* seconds = spent_[worker].seconds;
+            if (item + first == 1) return timed(seconds[dense_part], [&] { find_nearest(); });
+            if (item + first == 2) return timed(seconds[tokens_part], [&] { prepare_tokens(); });
+            timed(seconds[lexical_part], [&] { postings_->work(item == 0 ? 0 : item - 2); });
         });
         if (scores_.is_graph_left) return;
         unite();
         const size_t n = parts_.tokens ? candidates_.size() : 0;
         const size_t n_items = (n + documents_an_item - 1) / documents_an_item;
         crew.share(2 + n_items, [this, n](size_t item, size_t worker) {
-            const Timer timer(spent_[worker].seconds[item < 2 ? Part(item) : tokens_part]);
-            if (item == 0) return score_vectors();
-            if (item == 1) return score_lexical();
+            double* seconds = spent_[worker].seconds;
+            if (item == 0) return timed(seconds[dense_part], [&] { score_vectors(); });
+            if (item == 1) return timed(seconds[lexical_part], [&] { score_lexical(); });
             const size_t first = (item - 2) * documents_an_item;
-            const size_t last = std::min(first + documents_an_item, n);
-            for (size_t i = first; i < last; ++i)
-                score_tokens(candidates_[i], candidates_[i + 1 < last ? i + 1 : i].position, worker);
+            timed(seconds[tokens_part], [&] { score_tokens(first, std::min(first + documents_an_item, n), worker); });
         });
         finish();
     }
@@ -74,21 +65,31 @@ class Search {
     HybridScores& scores() { return scores_; }
 
   private:
-    // Adds to `seconds` what passes until its end.
-    class Timer {
-      public:
-        explicit Timer(double& seconds) : seconds_(seconds) {}
-        ~Timer() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
-        Timer(const Timer&) = delete;
-
-      private:
-        using Clock = std::chrono::steady_clock;
-        double& seconds_;
-        const Clock::time_point start_ = Clock::now();
-    };
     struct alignas(64) Spent {  // each worker writes to its own
         double seconds[3] = {};
     };
+
+    // Adds to `seconds` what `work` takes.
+    template <class Work>
+    static void timed(double& seconds, const Work& work) {
+        using Clock = std::chrono::steady_clock;
+        const Clock::time_point start = Clock::now();
+        work();
+        seconds += std::chrono::duration<double>(Clock::now() - start).count();
+    }
+
+    void prepare_postings() {
+        const LexicalPart& lexical = *parts_.lexical;
+        timed(spent_[0].seconds[lexical_part], [&] {
+            postings_ = PostingSearch::of(lexical.blocks, lexical.query, lexical.norms, parts_.allowed, lexical.k, n_workers_);
+        });
+    }
+
+    void prepare_tokens() {
+        if (!parts_.tokens) return;
+        const TokenPart& tokens = *parts_.tokens;
+        maxsim_.emplace(tokens.query, tokens.n_tokens, tokens.dim, tokens.records, n_workers_);
+    }
 
     void find_nearest() {
         if (parts_.graph)
@@ -170,6 +171,11 @@ class Search {
             const int64_t sum = was_unknown ? found[next++] : hits_[hit++].score;
             scores_.lexical.push_back(float(double(sum) * parts_.lexical->scale));
         }
+    }
+
+    void score_tokens(size_t first, size_t last, size_t worker) {
+        for (size_t i = first; i < last; ++i)
+            score_tokens(candidates_[i], candidates_[i + 1 < last ? i + 1 : i].position, worker);
     }
 
     // next: the document whose tokens will be wanted after this one's

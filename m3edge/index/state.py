@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -213,14 +214,14 @@ class SearchState:
         """What a hybrid search takes for the token vectors. query: float32 [n, dim]"""
         return tokens.part(query, self.token_starts, self.token_counts, self.token_crc32s, self._tokens_compared)
 
-    def note_compared(self, tokens: TokenStore, compared: np.ndarray, damaged: np.ndarray) -> None:
+    def note_compared(self, tokens: TokenStore, compared: Sequence[int], damaged: Sequence[int]) -> None:
         """Take what a hybrid search found of token vectors at their first use. Raises FormatError for damaged ones.
 
-        compared, damaged: int64, the positions of documents whose token vectors match their checksums, or do not
+        compared, damaged: the positions of documents whose token vectors match their checksums, or do not
         """
-        if len(compared):
+        if compared:
             self._tokens_compared[compared] = True
-        if len(damaged):
+        if damaged:
             raise self._damaged_tokens(tokens, damaged[0])
 
     def compare_tokens(self, tokens: TokenStore, positions: np.ndarray) -> None:
