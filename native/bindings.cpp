@@ -418,9 +418,9 @@ auto weighted_best(const std::optional<Vector<float>>& dense, const std::optiona
 
 // Checks
 
-int64_t row_off_length(const Matrix<float>& vectors, float least, float most) {
+int64_t row_off_length(const Matrix<float>& vectors, double least, double most) {
     for (size_t row = 0; row < vectors.shape(0); ++row) {
-        const float square = m3edge::square_length(vectors.data() + row * vectors.shape(1), vectors.shape(1));
+        const double square = m3edge::square_length(vectors.data() + row * vectors.shape(1), vectors.shape(1));
         if (!(square >= least && square <= most)) return int64_t(row);
     }
     return -1;

@@ -128,8 +128,6 @@ class DenseIndex:
         """Leave these documents out of every later search. positions: int64 [n]"""
         gone = np.unique(positions)
         gone = gone[self._alive[gone]]
-        if len(gone) and self._graph is not None:
-            self._graph.get()  # `hide_deleted` would keep searches waiting while it is read
         self._alive = self._alive.copy()
         self._alive[gone] = False
         self._n_alive -= len(gone)
@@ -138,7 +136,7 @@ class DenseIndex:
     def hide_deleted(self) -> None:
         """Spare the graph's searches the deleted documents, once nobody searches a state in which they are alive."""
         if self._graph is not None and len(self._to_hide):
-            self._graph.get().delete(self._to_hide)
+            self._graph.hide(self._to_hide)
         self._to_hide = np.empty(0, np.int64)
 
     def search(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:
@@ -230,7 +228,7 @@ class DenseIndex:
 
         def read(path: Path) -> HnswGraph:
             graph = empty(path)
-            graph.restore_deleted(int(np.count_nonzero(~alive)))
+            graph.restore_deleted(rows[~alive])
             return graph
 
         def build() -> HnswGraph:

@@ -86,9 +86,11 @@ class HnswGraph:
                 continue
             self._n_deleted += 1
 
-    def restore_deleted(self, n: int) -> None:
-        """After loading: the file keeps the marks, but hnswlib does not count them."""
-        self._n_deleted = n
+    def restore_deleted(self, rows: np.ndarray) -> None:
+        """After loading: hide these rows, all that are deleted of those in the file, which has marks of those that were
+        when it was written; hnswlib does not count them."""
+        self.delete(rows)
+        self._n_deleted = len(rows)
 
     def search(self, query: np.ndarray, k: int) -> np.ndarray | None:
         """The k rows nearest to query, float32 [dim]: int64 [at most k], best first.

@@ -49,7 +49,8 @@ class HeldFile:
 class LateGraph:
     """One graph, shared by the states of an index that follow each other. Safe to ask from several threads.
 
-    hnswlib is wanted where the graph grows, and where there is no file. To be searched, the file's links are enough.
+    hnswlib is wanted where the graph grows, and where there is no file. To be searched, and where documents are
+    deleted, the file's links are enough.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class LateGraph:
         self._graph: HnswGraph | None = None
         self._stored: StoredLinks | None = None  # what was read of them, until a search wants them
         self._links: CodeGraph | None = None
+        self._hidden: list[np.ndarray] = []  # rows that hnswlib is to hide once it has the graph
         self._has_links = file is not None
         self._lock = threading.RLock()
         self.is_rebuilt = False  # whether another file should take the place of a damaged one
@@ -80,8 +82,20 @@ class LateGraph:
         """The graph in hnswlib's hands; waits while it is read."""
         with self._lock:
             if self._graph is None:
-                self._graph = self._made()
+                graph = self._made()
+                for rows in self._hidden:
+                    graph.delete(rows)
+                self._graph, self._hidden = graph, []
             return self._graph
+
+    def hide(self, rows: np.ndarray) -> None:
+        """Spare hnswlib's searches these rows, int64 [n], which were deleted; those along the links are told each time
+        who may be found."""
+        with self._lock:
+            if self._graph is None:
+                self._hidden.append(rows)
+            else:
+                self._graph.delete(rows)
 
     def links(self, rows: np.ndarray) -> CodeGraph | None:
         """The links that its file has, if these are between the first of these rows, int64 [n], and nothing is wrong

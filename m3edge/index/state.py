@@ -190,7 +190,7 @@ class SearchState:
         if len(state.rows) > len(self.rows):
             state._files = {name: file for name, file in self._files.items() if name == COLUMNS_FILE}
         elif len(gone):
-            state._files = {n: file for n, file in self._files.items() if n in (VECTORS_FILE, COLUMNS_FILE)}
+            state._files = {name: file for name, file in self._files.items() if name != POSTINGS_FILE}
         state.postings.delete(gone)
         state.dense.delete(gone)
         n_alive = int(np.count_nonzero(state.postings.alive))

@@ -133,6 +133,32 @@ def test_hnswlib_reads_it_where_documents_are_added(folder, made, monkeypatch):
         assert by_hnswlib == []
 
 
+def test_documents_are_deleted_without_hnswlib_which_hears_of_it_when_it_reads_the_graph(folder, made):
+    def rows_of_hnswlib(index, k=30):
+        dense = index.view._current.state.dense
+        return set(dense._graph.get().search(made.embeddings_of({"query": 0}).dense[0], k).tolist())
+
+    path = graph_file(folder)
+    with Index.open(folder) as index:
+        index.delete(["d3", "d4"])
+        assert index.view._current.state.dense._graph._graph is None
+        assert {hit.id for hit in search(index, made)} == {f"d{i}" for i in range(20)} - {"d3", "d4"}
+        assert index.view._current.state.dense._graph._graph is None
+        assert rows_of_hnswlib(index) == set(range(1, 21)) - {4, 5}
+        index.delete("d5")
+        assert rows_of_hnswlib(index) == set(range(1, 21)) - {4, 5, 6}
+    assert graph_file(folder) == path  # with no mark of those that were deleted since it was written
+    with Index.open(folder) as index:
+        index.delete("d6")
+        assert rows_of_hnswlib(index) == set(range(1, 21)) - {4, 5, 6, 7}
+        index.add(made.documents_of({"new": 1}), embeddings=made.embeddings_of({"new": 1}))
+        assert rows_of_hnswlib(index) == set(range(1, 22)) - {4, 5, 6, 7}
+    assert graph_file(folder) != path
+    with Index.open(folder) as index:
+        assert rows_of_hnswlib(index) == set(range(1, 22)) - {4, 5, 6, 7}
+        assert index.check().sound
+
+
 def test_what_was_deleted_or_added_before_the_first_search_counts(folder, made):
     with Index.open(folder) as index:
         index.delete("d3")
