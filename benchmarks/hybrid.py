@@ -93,7 +93,7 @@ def measure(index: Index, encoder: SyntheticEncoder) -> dict[str, Any]:
 def first_searches(index: Index, encoder: SyntheticEncoder) -> dict[str, float]:
     """Medians in ms of the first searches after an index was opened, but the very first, and of the same ones again:
     token vectors are compared with their checksums, and their pages asked for, when they are first read."""
-    queries = [encoder.encode_queries(f"query {number}") for number in range(0, len(index), len(index) // 21)]
+    queries = [encoder.encode_queries(f"query {number}") for number in range(0, len(index), max(1, len(index) // 21))]
     index.search(queries[0])
     taken = []
     for _ in range(2):
