@@ -16,21 +16,24 @@ _LARGEST_CODE = 32767
 _LARGEST_SUM = 16_000_000
 
 
-def dense_codes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def dense_codes(vectors: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quantize vectors for `dense_candidates`.
 
     vectors: float32 [n, dim], finite
-    returns codes int8 [n, dim], scales float32 [n] and errors float32 [n]: the length of vector - codes * scale, and
-        what adding up a product in float32, in whatever order, can be off by for a query of length 1
+    n_threads: at most so many threads work on it; the twin leaves that to numpy
+    returns codes int8 [n, dim], scales float32 [n] and errors float32 [n]: at least the length of vector - codes *
+        scale, and what adding up a product in float32, in whatever order, can be off by for a query of length 1
     Raises TypeError for an array of another type or not C-contiguous, ValueError for an infinity or a NaN.
     """
     check_array("vectors", vectors, np.float32, 2)
     if not np.isfinite(vectors).all():
         raise ValueError("vectors must be finite, got an infinity or a NaN")
+    if n_threads < 1:
+        raise ValueError(f"n_threads must be at least 1, got {n_threads}")
     codes, scales = quantize_rows(vectors, 127)
     left_out = vectors - codes * scales[:, None].astype(np.float64)
-    rounding = (vectors.shape[1] + 2) * 1.2e-7 * np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1))
-    errors = (np.sqrt(np.square(left_out).sum(axis=1)) + rounding) * 1.00001
+    rounding = (vectors.shape[1] + 6) * 1.2e-7 * np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1))
+    errors = (np.sqrt(np.square(left_out).sum(axis=1)) + rounding) * 1.0001
     return codes, scales, errors.astype(np.float32)
 
 

@@ -83,15 +83,16 @@ Result<float> maxsim_records(const Matrix<float>& query, const Matrix<uint8_t>& 
 
 // Dense vectors
 
-auto dense_codes(const Matrix<float>& vectors) {
-    check_finite("vectors", vectors.data(), vectors.size());
-    const size_t n = vectors.shape(0), dim = vectors.shape(1);
+auto dense_codes(const Matrix<float>& vectors, int64_t n_threads) {
+    const size_t n = vectors.shape(0), dim = vectors.shape(1), threads = checked_threads(n_threads);
     auto codes = new_matrix<int8_t>(n, dim);
     auto scales = new_vector<float>(n), errors = new_vector<float>(n);
+    bool is_finite;
     {
         nb::gil_scoped_release release;
-        m3edge::dense_codes(vectors.data(), n, dim, codes.data(), scales.data(), errors.data());
+        is_finite = m3edge::dense_codes(vectors.data(), n, dim, threads, codes.data(), scales.data(), errors.data());
     }
+    if (!is_finite) refuse("vectors must be finite, got an infinity or a NaN");
     return std::make_tuple(codes, scales, errors);
 }
 
@@ -540,7 +541,7 @@ NB_MODULE(_native, module) {
     module.def("maxsim_records", &maxsim_records, "query"_a.noconvert(), "records"_a.noconvert(), "bits"_a,
                "starts"_a.noconvert(), "counts"_a.noconvert(), "n_threads"_a);
 
-    module.def("dense_codes", &dense_codes, "vectors"_a.noconvert());
+    module.def("dense_codes", &dense_codes, "vectors"_a.noconvert(), "n_threads"_a);
     module.def("dense_candidates", &dense_candidates, "query"_a.noconvert(), "codes"_a.noconvert(),
                "scales"_a.noconvert(), "errors"_a.noconvert(), "allowed"_a.noconvert(), "k"_a, "n_threads"_a);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <utility>
@@ -134,30 +135,64 @@ Sieve scan_all(const DenseQuery& codes, const DenseCodes& rows, const bool* allo
     return std::move(all);
 }
 
+// In units of the scale: the lengths of a row and of what its codes leave out of it. Numbers up to 127, whose squares
+// overflow nothing.
+struct Lengths {
+    double whole, left_out;
+};
+Lengths lengths_of(const float* row, size_t dim, float inverse) {
+    constexpr float no_fraction = 0x1.8p23f;  // as codes_of rounds
+    constexpr size_t lanes = 16;              // independent sums, of which compilers make vectors
+    float squares[lanes] = {}, rests[lanes] = {};
+    const auto take = [&](size_t lane, size_t k) {
+        const float number = row[k] * inverse, rest = number - ((number + no_fraction) - no_fraction);
+        squares[lane] += number * number;
+        rests[lane] += rest * rest;
+    };
+    size_t k = 0;
+    for (; k + lanes <= dim; k += lanes)
+        for (size_t lane = 0; lane < lanes; ++lane) take(lane, k + lane);
+    for (; k < dim; ++k) take(k % lanes, k);
+    Lengths found{};
+    for (size_t lane = 0; lane < lanes; ++lane) found.whole += squares[lane], found.left_out += rests[lane];
+    return {std::sqrt(found.whole), std::sqrt(found.left_out)};
+}
+
+// False, and nothing else, for numbers that are not finite.
+bool code_row(const float* row, size_t dim, int8_t* codes, float& scale, float& error) {
+    const float largest = largest_magnitude(row, dim);
+    if (!std::isfinite(largest)) return false;
+    if (largest < 1e-30f) {  // its inverse would overflow; such a row is all 0, and all error
+        scale = 0.0f;
+        error = largest * std::sqrt(float(dim)) * 1.0001f;
+        std::memset(codes, 0, dim);
+        return true;
+    }
+    const float inverse = 127.0f / largest;
+    scale = largest / 127.0f;
+    codes_of(row, dim, inverse, codes);
+    const Lengths lengths = lengths_of(row, dim, inverse);
+    // The second part: what summing dim products in float32 can be off by, and the rounding of what was summed here.
+    error = float((lengths.left_out + double(dim + 6) * 1.2e-7 * lengths.whole) * double(scale) * 1.0001);
+    return true;
+}
+
 }  // namespace
 
-void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, float* scales, float* errors) {
-    for (size_t i = 0; i < n; ++i) {
-        const float* row = vectors + i * dim;
-        int8_t* out = codes + i * dim;
-        const float largest = largest_magnitude(row, dim);
-        const bool tiny = largest < 1e-30f;  // its inverse would overflow; such a row is all 0, and all error
-        const float inverse = tiny ? 0.0f : 127.0f / largest;
-        scales[i] = tiny ? 0.0f : largest / 127.0f;
-        codes_of(row, dim, inverse, out);
-        constexpr size_t lanes = 8;  // independent sums, or each addition would wait for the last
-        double left_out[lanes] = {}, square[lanes] = {};
-        for (size_t k = 0; k < dim; ++k) {
-            const double rest = double(row[k]) - double(out[k]) * double(scales[i]);
-            left_out[k % lanes] += rest * rest;
-            square[k % lanes] += double(row[k]) * double(row[k]);
-        }
-        double left_out_sum = 0.0, square_sum = 0.0;
-        for (size_t lane = 0; lane < lanes; ++lane) left_out_sum += left_out[lane], square_sum += square[lane];
-        // The second part: what summing dim products in float32 can be off by. A little more, for rounding to float.
-        const double rounding = double(dim + 2) * 1.2e-7 * std::sqrt(square_sum);
-        errors[i] = float((std::sqrt(left_out_sum) + rounding) * 1.00001);
-    }
+bool dense_codes(const float* vectors, size_t n, size_t dim, size_t n_threads, int8_t* codes, float* scales,
+                 float* errors) {
+    constexpr double min_numbers_a_thread = 2e5;
+    constexpr size_t rows_a_chunk = 256;
+    const size_t n_chunks = (n + rows_a_chunk - 1) / rows_a_chunk;
+    const size_t n_workers = workers_worth(double(n) * double(dim), min_numbers_a_thread, n_chunks, n_threads);
+    std::atomic<size_t> next{0};
+    std::atomic<bool> all_finite{true};
+    run_workers(n_workers, [&](size_t) {
+        for (size_t chunk; (chunk = next++) < n_chunks;)
+            for (size_t i = chunk * rows_a_chunk; i < std::min(n, (chunk + 1) * rows_a_chunk); ++i)
+                if (!code_row(vectors + i * dim, dim, codes + i * dim, scales[i], errors[i])) all_finite = false;
+    });
+    return all_finite;
 }
 
 std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCodes& rows, const bool* allowed, size_t k,

@@ -24,8 +24,9 @@ struct DenseCandidate {
     double upper() const { return score + slack; }
 };
 
-// Codes, scales and errors of n rows of dim finite floats.
-void dense_codes(const float* vectors, size_t n, size_t dim, int8_t* codes, float* scales, float* errors);
+// Codes, scales and errors of n rows of dim floats; false where one of these is not finite.
+bool dense_codes(const float* vectors, size_t n, size_t dim, size_t n_threads, int8_t* codes, float* scales,
+                 float* errors);
 
 // Every allowed row whose score can be among the k largest, by falling score of the codes; k >= 1.
 std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCodes& rows, const bool* allowed, size_t k,

@@ -112,7 +112,7 @@ class DenseIndex:
         self._n_alive += len(rows)
         self._vectors.append(vectors)
         if self._scan is not None:
-            self._scan.add(vectors)
+            self._scan.add(vectors, self._n_threads)
         if self._graph is None:
             if self.wants_graph:
                 self.build_graph(progress=progress)
@@ -320,7 +320,7 @@ class DenseIndex:
                 scan = DenseScan(self._dim)
                 try:
                     for start in range(0, len(self), _BLOCK_ROWS):
-                        scan.add(self._vectors.array[start : start + _BLOCK_ROWS])
+                        scan.add(self._vectors.array[start : start + _BLOCK_ROWS], self._n_threads)
                 except ValueError as error:
                     raise FormatError(
                         f"{self._vectors_file}: damaged ({error}); remove it, and it is made again from the documents"

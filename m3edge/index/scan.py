@@ -41,9 +41,9 @@ class DenseScan:
         other._errors = self._errors.successor()
         return other
 
-    def add(self, vectors: np.ndarray) -> None:
+    def add(self, vectors: np.ndarray, n_threads: int = 1) -> None:
         """vectors: float32 [n, dim], finite"""
-        codes, scales, errors = kernels.dense_codes(np.ascontiguousarray(vectors, np.float32))
+        codes, scales, errors = kernels.dense_codes(np.ascontiguousarray(vectors, np.float32), n_threads)
         self._codes.append(codes)
         self._scales.append(scales)
         self._errors.append(errors)

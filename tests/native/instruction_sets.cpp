@@ -69,7 +69,7 @@ std::vector<float> dense_bounds(size_t dim) {
     const std::vector<float> vectors = floats(n * dim), query = floats(dim);
     std::vector<int8_t> codes(n * dim);
     std::vector<float> scales(n), errors(n), result;
-    m3edge::dense_codes(vectors.data(), n, dim, codes.data(), scales.data(), errors.data());
+    m3edge::dense_codes(vectors.data(), n, dim, 2, codes.data(), scales.data(), errors.data());
     std::vector<char> allowed(n, 1);
     const m3edge::DenseCodes rows{codes.data(), scales.data(), errors.data(), n, dim};
     for (const auto& found : m3edge::dense_candidates(query.data(), rows, reinterpret_cast<bool*>(allowed.data()), 10, 2)) {

@@ -12,7 +12,7 @@ from m3edge.index.scan import DenseScan
 
 
 def candidates(kernels, query, vectors, allowed, k, n_threads=1):
-    return kernels.dense_candidates(query, *kernels.dense_codes(vectors), allowed, k, n_threads)
+    return kernels.dense_candidates(query, *kernels.dense_codes(vectors, n_threads), allowed, k, n_threads)
 
 
 def drawn(seed, n, dim, kind):
@@ -53,14 +53,22 @@ def test_no_row_of_the_k_best_is_left_out_and_no_score_is_above_its_bound(kernel
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 60), st.integers(1, 40), st.sampled_from(["random", "alike", "zero"]), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(0, 60),
+    st.integers(1, 40),
+    st.sampled_from(["random", "alike", "zero", "lengths"]),
+    st.integers(0, 2**32 - 1),
+)
 def test_every_implementation_finds_the_same(kernels, n, dim, kind, seed):
     vectors, query, allowed = drawn(seed, n, dim, kind)
-    codes, scales, errors = kernels.dense_codes(vectors)
-    expected = twin.dense_codes(vectors)
+    codes, scales, errors = kernels.dense_codes(vectors, 2)
+    expected = twin.dense_codes(vectors, 1)
     np.testing.assert_array_equal(codes, expected[0])
     np.testing.assert_array_equal(scales, expected[1])
-    np.testing.assert_allclose(errors, expected[2], rtol=1e-6)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    left_out = np.linalg.norm(vectors - codes * scales[:, None].astype(np.float64), axis=1)
+    assert (errors >= left_out + dim * 1.2e-7 * lengths).all()
+    assert (np.abs(errors - expected[2]) <= 1e-4 * expected[2] + 1e-6 * lengths).all()
     positions, bounds = kernels.dense_candidates(query, *expected, allowed, 5, 1)
     expected_positions, expected_bounds = twin.dense_candidates(query, *expected, allowed, 5, 1)
     np.testing.assert_array_equal(positions, expected_positions)
@@ -118,7 +126,7 @@ def test_the_largest_products_do_not_overflow(kernels):
 
 
 def call(kernels, **changed):
-    codes, scales, errors = twin.dense_codes(np.ones((3, 8), np.float32))
+    codes, scales, errors = twin.dense_codes(np.ones((3, 8), np.float32), 1)
     arguments = {"query": np.ones(8, np.float32), "codes": codes, "scales": scales, "errors": errors}
     arguments |= {"allowed": np.ones(3, bool), "k": 1, "n_threads": 1} | changed
     return kernels.dense_candidates(**arguments)
@@ -156,7 +164,7 @@ def test_wrong_types_and_layouts_are_refused_and_never_copied(kernels, changed):
 
 def test_vectors_that_are_not_finite_are_refused(kernels):
     with pytest.raises(ValueError, match="vectors must be finite"):
-        kernels.dense_codes(np.array([[1, np.inf]], np.float32))
+        kernels.dense_codes(np.array([[1, 2], [1, np.inf]], np.float32), 1)
 
 
 @settings(max_examples=40, deadline=None)

@@ -250,7 +250,7 @@ def test_bytes_changed_anywhere_are_refused_or_searched_without_harm(graph):
     rng = np.random.default_rng(1)
     content, levels_at, path = graph
     queries = rng.standard_normal((5, DIM)).astype(np.float32)
-    codes, scales, _ = kernels.dense_codes(rng.standard_normal((2000, DIM)).astype(np.float32))
+    codes, scales, _ = kernels.dense_codes(rng.standard_normal((2000, DIM)).astype(np.float32), 1)
     refused = 0
     for i in range(300):
         changed = bytearray(content)

@@ -18,7 +18,7 @@ ALL = 2**40
 
 def coded(rng, n, dim):
     vectors = rng.standard_normal((n, dim)).astype(np.float32)
-    codes, scales, _ = twin.dense_codes(vectors)
+    codes, scales, _ = twin.dense_codes(vectors, 1)
     return codes, scales
 
 

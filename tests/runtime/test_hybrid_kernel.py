@@ -23,7 +23,7 @@ def drawn(seed, n, bits=8):
     hybrid_scores takes, by name, but blocks and links as arrays."""
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((n, DIM)).astype(np.float32)
-    codes, scales, _ = twin.dense_codes(vectors)
+    codes, scales, _ = twin.dense_codes(vectors, 1)
     lengths = rng.integers(1, 6, n)
     tokens = [np.sort(rng.choice(VOCABULARY, length, replace=False)) for length in lengths]
     rows = SparseRows(
