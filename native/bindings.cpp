@@ -431,9 +431,8 @@ std::string lexical_problem(const Vector<int64_t>& ids, const Vector<float>& wei
                             const Vector<int64_t>& offsets) {
     if (ids.size() != weights.size() || ids.size() != counts.size() || offsets.size() == 0)
         refuse("there must be as many ids as weights and counts, and at least one offset");
-    return m3edge::LexicalRows{ids.data(),     weights.data(), counts.data(), offsets.data(),
-                               ids.size(), offsets.size() - 1}
-        .problem();
+    const size_t n_entries = ids.size(), n = offsets.size() - 1;
+    return m3edge::LexicalRows{ids.data(), weights.data(), counts.data(), offsets.data(), n_entries, n}.problem();
 }
 
 uint32_t crc32(const nb::object& data, uint32_t start) {
@@ -448,7 +447,7 @@ uint32_t crc32(const nb::object& data, uint32_t start) {
     return found;
 }
 
-// A part of a row: bytes, or text, whose UTF-8 is made anew unless it is there already.
+// A part of a row: bytes, or text as UTF-8, which ASCII is already.
 struct RowPart {
     const char* data;
     Py_ssize_t size;
