@@ -24,6 +24,7 @@ class PostingBlock:
     weights:   uint16 [n]
     counts:    uint8 [(n + 1) // 2], two a byte, the lower half first; 15 stands for a large count
     large_at, large_counts: uint32, int32 [n_large]; the postings with a count of 15 or more, ascending
+    The attribute kept_bytes is the memory that is taken beside these arrays.
     Raises TypeError for an array of another type, ValueError for arrays that are not so.
     """
 
@@ -75,6 +76,7 @@ class PostingBlock:
         self.tokens, self.starts = tokens, starts
         self.documents, self.weights, self.counts = documents, weights, counts
         self.large_at, self.large_counts = large_at, large_counts
+        self.kept_bytes = documents.nbytes
 
     def postings(self, token: int) -> slice:
         """Where this token's postings stand."""

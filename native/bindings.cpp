@@ -557,7 +557,8 @@ NB_MODULE(_native, module) {
         .def(nb::init<int64_t, Vector<uint32_t>, Vector<uint32_t>, Vector<uint16_t>, Vector<uint16_t>, Vector<uint8_t>,
                       Vector<uint32_t>, Vector<int32_t>>(),
              "n_documents"_a, "tokens"_a.noconvert(), "starts"_a.noconvert(), "packed_documents"_a.noconvert(),
-             "weights"_a.noconvert(), "counts"_a.noconvert(), "large_at"_a.noconvert(), "large_counts"_a.noconvert());
+             "weights"_a.noconvert(), "counts"_a.noconvert(), "large_at"_a.noconvert(), "large_counts"_a.noconvert())
+        .def_prop_ro("kept_bytes", [](const HeldBlock& held) { return held.block.kept_bytes(); });
     module.def("query_factors", &query_factors, "ids"_a.noconvert(), "weights"_a.noconvert());
     module.def("top_postings", &top_postings, "blocks"_a, "tokens"_a.noconvert(), "factors"_a.noconvert(),
                "norms"_a.noconvert().none(), "smallest"_a.noconvert().none(), "allowed"_a.noconvert(), "k"_a,

@@ -105,6 +105,12 @@ struct PostingBlock {
     // above; before it, nothing else may be called.
     void prepare();
 
+    // Memory that `prepare` took beside the arrays.
+    size_t kept_bytes() const {
+        return long_tokens_.size() * (sizeof(uint32_t) + sizeof(Top)) + window_weights_.size() * sizeof(uint16_t) +
+               bitmaps_.size() * sizeof(Bitmap) + ranks_.size() * sizeof(uint16_t);
+    }
+
     size_t bitmap_words() const { return (n_documents + 63) / 64 * 4; }
     size_t n_postings() const { return starts[n_tokens]; }
     bool find_token(uint32_t token, size_t& index) const;

@@ -65,16 +65,6 @@ def coarser(block: BlockArrays, bits: int) -> BlockArrays:
     return block._replace(weights=block.weights >> np.uint16(bits))
 
 
-def size_bytes(block: BlockArrays) -> int:
-    """Memory that the block takes: its arrays, and what the native kernels keep of each longer list and each bitmap."""
-    sizes = np.diff(block.starts)
-    n_tops = int(np.count_nonzero(sizes > 96))
-    bytes_of_top = 8 + 2 * ((block.n_documents + 8191) // 8192)
-    n_bitmaps = int(np.count_nonzero(sizes > bitmap_words(block.n_documents)))
-    n_ranks = n_bitmaps * ((block.n_documents + 255) // 256)
-    return sum(array.nbytes for array in block[1:]) + bytes_of_top * n_tops + 8 * n_bitmaps + 2 * n_ranks
-
-
 def blocks_to_arrays(blocks: Sequence[BlockArrays]) -> dict[str, np.ndarray]:
     """The blocks' arrays, one after another, and `block_NAME`, where each block's begin: int64 [n_blocks + 1]."""
     arrays = {"block_documents_held": np.array([block.n_documents for block in blocks], np.int64)}

@@ -34,7 +34,6 @@ from m3edge.index.posting_blocks import (
     blocks_to_arrays,
     coarser,
     join,
-    size_bytes,
 )
 from m3edge.scoring import sum_rows
 
@@ -96,8 +95,10 @@ class PostingIndex:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the arrays take."""
-        return sum(map(size_bytes, self._blocks)) + self._lengths.nbytes + self.alive.nbytes
+        """Memory that the arrays take, and what the kernels keep beside them."""
+        arrays = sum(array.nbytes for block in self._blocks for array in block[1:])
+        kept = sum(block.kept_bytes for block in self._kernel_blocks)
+        return arrays + kept + self._lengths.nbytes + self.alive.nbytes
 
     def add(self, rows: SparseRows) -> None:
         """Append documents. Raises ValueError for weights that are negative or not finite."""
