@@ -117,6 +117,7 @@ struct List : PostingList {
 
 template <class Parts>
 std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query, const Parts& parts) {
+    const PostingKernels& kernels = posting_kernels();
     std::vector<List> lists;
     lists.reserve(query.size);
     for (size_t i = 0; i < query.size; ++i) {
@@ -125,7 +126,8 @@ std::vector<List> lists_of(const PostingBlock& block, const PostingQuery& query,
         const uint32_t factor = query.factors[i];
         const int64_t bound = product(factor, parts.largest(token));
         const PostingList list = block.list(token);
-        if (bound > 0) lists.push_back({list, factor, bound, Parts::cost(list, posting_kernels()), parts.largest_of_windows(token)});
+        if (bound > 0)
+            lists.push_back({list, factor, bound, Parts::cost(list, kernels), parts.largest_of_windows(token)});
     }
     return lists;
 }
