@@ -35,19 +35,22 @@ def resolve_weights(weights: str | Sequence[float], presets: Mapping[str, Sequen
     Raises TypeError for anything else; ValueError for an unknown name, another count of numbers, one that is not from 0
     to a million, or three that are 0 in float32.
     """
-    expected = f"three numbers (dense, sparse, tokens) or one of {sorted(presets)}"
+
+    def refusal(got: object) -> str:  # of use to few searches, and longer in the making than all else here
+        return f"weights must be three numbers (dense, sparse, tokens) or one of {sorted(presets)}, got {got}"
+
     if isinstance(weights, str):
         if weights not in presets:
-            raise ValueError(f"weights must be {expected}, got {weights!r}")
+            raise ValueError(refusal(repr(weights)))
         weights = presets[weights]
     if isinstance(weights, (Mapping, Set)) or not isinstance(weights, Iterable):
-        raise TypeError(f"weights must be {expected}, got {type(weights).__name__}")
+        raise TypeError(refusal(type(weights).__name__))
     values = list(weights)
     for value in values:
         if not isinstance(value, Real):
-            raise TypeError(f"weights must be {expected}, got {type(value).__name__} among them")
+            raise TypeError(refusal(f"{type(value).__name__} among them"))
     if len(values) != 3:
-        raise ValueError(f"weights must be {expected}, got {len(values)} numbers")
+        raise ValueError(refusal(f"{len(values)} numbers"))
     if not all(0 <= value <= _LARGEST_WEIGHT for value in values) or max(values) < _SMALLEST_WEIGHT:
         raise ValueError(f"weights must be from 0 to {_LARGEST_WEIGHT:g} and not all 0, got {values}")
     return Weights(*map(float, values))

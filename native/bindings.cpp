@@ -25,6 +25,7 @@
 #include "fusion.h"
 #include "graph.h"
 #include "hybrid.h"
+#include "inner_product.h"
 #include "maxsim.h"
 #include "postings.h"
 #include "unigram.h"
@@ -421,7 +422,8 @@ auto weighted_best(const std::optional<Vector<float>>& dense, const std::optiona
 
 int64_t row_off_length(const Matrix<float>& vectors, double least, double most) {
     for (size_t row = 0; row < vectors.shape(0); ++row) {
-        const double square = m3edge::square_length(vectors.data() + row * vectors.shape(1), vectors.shape(1));
+        const float* vector = vectors.data() + row * vectors.shape(1);
+        const double square = m3edge::inner_product(vector, vector, vectors.shape(1));
         if (!(square >= least && square <= most)) return int64_t(row);
     }
     return -1;

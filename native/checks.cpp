@@ -21,19 +21,6 @@ std::string problem_of_range(const char* name, const T* values, size_t n, int64_
 
 }  // namespace
 
-// Several sums side by side, which compilers make a vector of.
-float square_length(const float* row, size_t dim) {
-    constexpr size_t lanes = 16;
-    float sums[lanes] = {};
-    size_t k = 0;
-    for (; k + lanes <= dim; k += lanes)
-        for (size_t i = 0; i < lanes; ++i) sums[i] += row[k + i] * row[k + i];
-    float sum = 0.0f;
-    for (; k < dim; ++k) sum += row[k] * row[k];
-    for (float part : sums) sum += part;
-    return sum;
-}
-
 std::string LexicalRows::problem() const {
     std::string found = problem_of_range("ids", ids, n_entries, 0);
     if (found.empty()) found = problem_of_range("counts", counts, n_entries, 1);

@@ -7,9 +7,6 @@
 
 namespace m3edge {
 
-// The square of a row's length.
-float square_length(const float* row, size_t dim);
-
 // Lexical vectors of n rows, as SparseRows in m3edge/embeddings.py names their arrays.
 struct LexicalRows {
     const int64_t* ids;

@@ -22,9 +22,10 @@ inline float largest_magnitude(const float* row, size_t n) {
     return magnitude;
 }
 
+constexpr float no_fraction = 0x1.8p23f;  // a sum with it has no bits for a fraction, and the integer in its lowest
+
 // codes[k] = row[k] * inverse to the nearest integer, halves to even, where inverse is 127 / largest_magnitude(row) or 0.
 inline void codes_of(const float* row, size_t n, float inverse, int8_t* codes) {
-    constexpr float no_fraction = 0x1.8p23f;  // a sum with it has no bits for a fraction, and the integer in its lowest
     for (size_t k = 0; k < n; ++k) {
         const float sum = row[k] * inverse + no_fraction;
         uint32_t bits;

@@ -10,6 +10,7 @@
 
 #include "codes.h"
 #include "dense_query.h"
+#include "inner_product.h"
 #include "parallel.h"
 #include "prefetch.h"
 
@@ -141,11 +142,10 @@ struct Lengths {
     double whole, left_out;
 };
 Lengths lengths_of(const float* row, size_t dim, float inverse) {
-    constexpr float no_fraction = 0x1.8p23f;  // as codes_of rounds
-    constexpr size_t lanes = 16;              // independent sums, of which compilers make vectors
+    constexpr size_t lanes = 16;  // independent sums, of which compilers make vectors
     float squares[lanes] = {}, rests[lanes] = {};
     const auto take = [&](size_t lane, size_t k) {
-        const float number = row[k] * inverse, rest = number - ((number + no_fraction) - no_fraction);
+        const float number = row[k] * inverse, rest = number - ((number + no_fraction) - no_fraction);  // codes_of's
         squares[lane] += number * number;
         rests[lane] += rest * rest;
     };
@@ -215,20 +215,12 @@ std::vector<DenseCandidate> dense_candidates(const float* query, const DenseCode
 void dense_scores(const float* query, const float* vectors, size_t dim, const int64_t* positions, size_t n,
                   float* scores) {
     // The rows lie anywhere: each is waited for in whole, unless it was asked for while others were multiplied.
-    constexpr size_t rows_ahead = 4, lanes = 16;
+    constexpr size_t rows_ahead = 4;
     const auto ask_for = [&](size_t i) { prefetch(vectors + size_t(positions[i]) * dim, dim * sizeof(float)); };
     for (size_t i = 0; i < std::min(n, rows_ahead); ++i) ask_for(i);
     for (size_t i = 0; i < n; ++i) {
         if (i + rows_ahead < n) ask_for(i + rows_ahead);
-        const float* row = vectors + size_t(positions[i]) * dim;
-        float sums[lanes] = {};  // independent, or each addition would wait for the last
-        size_t k = 0;
-        for (; k + lanes <= dim; k += lanes)
-            for (size_t lane = 0; lane < lanes; ++lane) sums[lane] += row[k + lane] * query[k + lane];
-        for (size_t lane = 0; k < dim; ++k, ++lane) sums[lane] += row[k] * query[k];
-        for (size_t half = lanes / 2; half > 0; half /= 2)
-            for (size_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-        scores[i] = sums[0];
+        scores[i] = inner_product(vectors + size_t(positions[i]) * dim, query, dim);
     }
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "crew.h"
+#include "ordered.h"
 #include "parallel.h"
 
 namespace m3edge {
@@ -16,9 +17,6 @@ namespace {
 
 constexpr float no_score = std::numeric_limits<float>::quiet_NaN();
 constexpr size_t documents_an_item = 4;
-
-// Vectors are mapped from a file: whoever writes to it must not lead a sort astray.
-float ordered(float score) { return !std::isnan(score) ? score : -std::numeric_limits<float>::infinity(); }
 
 enum class Compared { before, same, damaged };
 
@@ -41,6 +39,7 @@ class Search {
     // scores that are left. What the postings' search needs is made while the other threads start.
     void operator()(Crew& crew) {
         if (parts_.lexical) prepare_postings();
+        // In this order: the postings, for the first who comes; the graph; the query's tokens; the postings, for the others
         const size_t first = parts_.lexical ? 0 : 1;
         crew.share(2 + (parts_.lexical ? n_workers_ : 0), [this, first](size_t item, size_t worker) {
             double* seconds = spent_[worker].seconds;

@@ -34,11 +34,7 @@ def checked_embeddings(name: str, given: Embeddings, heads: Collection[str], mod
     if sparse is not None:
         sparse = _sparse_rows(name, sparse, n)
     if tokens is not None:
-        vectors = _unit_vectors(f"{name}'s tokens vectors", tokens.vectors, model["token_dim"])
-        offsets = _offsets(f"{name}'s tokens offsets", tokens.offsets, n)
-        if offsets[0] != 0 or offsets[-1] != len(vectors) or (n > 1 and (offsets[1:] < offsets[:-1]).any()):
-            raise ValueError(f"{name}'s tokens offsets must ascend from 0 to {len(vectors)}")
-        tokens = TokenRows(vectors, offsets)
+        tokens = _token_rows(name, tokens, n, model["token_dim"])
     return Embeddings(dense=dense, sparse=sparse, tokens=tokens, truncated=given.truncated)
 
 
@@ -52,6 +48,14 @@ def _sparse_rows(name: str, given: SparseRows, n: int) -> SparseRows:
     if problem := kernels.lexical_problem(ids, weights, counts, offsets):
         raise ValueError(f"{name}'s sparse {problem}")
     return SparseRows(ids, weights, counts, offsets)
+
+
+def _token_rows(name: str, given: TokenRows, n: int, dim: int) -> TokenRows:
+    vectors = _unit_vectors(f"{name}'s tokens vectors", given.vectors, dim)
+    offsets = _offsets(f"{name}'s tokens offsets", given.offsets, n)
+    if offsets[0] != 0 or offsets[-1] != len(vectors) or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"{name}'s tokens offsets must ascend from 0 to {len(vectors)}")
+    return TokenRows(vectors, offsets)
 
 
 def _unit_vectors(name: str, given: np.ndarray, dim: int) -> np.ndarray:

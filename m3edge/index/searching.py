@@ -61,7 +61,6 @@ class Searcher:
         self._encoder = encoder
         self._n_threads = n_threads
         self._presets = encoder.info.presets if encoder is not None else PRESETS
-        self._resolved: dict[str, Weights] = {}  # presets that were asked for
         with view.reading() as (snapshot, _, _):
             self._model: Mapping[str, Any] = snapshot.meta("model")
             self._token_codec: str = snapshot.meta("token_codec", "fp16")
@@ -79,11 +78,7 @@ class Searcher:
         candidates = min(checked_integer("candidates", candidates), _MOST)
         if lexical not in LEXICAL:
             raise ValueError(f"lexical must be one of {', '.join(LEXICAL)}, got {lexical!r}")
-        resolved = self._resolved.get(weights) if isinstance(weights, str) else None
-        if resolved is None:
-            resolved = resolve_weights(weights, self._presets)
-        if isinstance(weights, str):
-            self._resolved[weights] = resolved
+        resolved = resolve_weights(weights, self._presets)
         if resolved.tokens > 0 and self._token_codec == "none" and self._encoder is None:
             raise ValueError(
                 "this index keeps no token vectors (token_codec='none'): open it with its encoder, which makes them "
